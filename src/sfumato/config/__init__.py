@@ -1,0 +1,1 @@
+"""Configuration: frozen shapes, validated, and the files they come from."""

@@ -1,0 +1,1 @@
+"""The denoising loop and the strategies it is made of."""

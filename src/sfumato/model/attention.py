@@ -1,0 +1,62 @@
+"""Grouped-query attention with normalised queries, keys and values.
+
+Scores are not divided by sqrt(H): the norms' weights set their scale. Full-attention layers have no
+value projection; their values are the normalised outputs of the key projection.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sfumato.config.model import LayerConfig, TextConfig
+from sfumato.model.norm import RMSNorm, rms_norm
+from sfumato.model.rope import rotate
+
+
+class Attention(nn.Module):
+    """The attention weights of one layer, used by encode and denoise alike."""
+
+    def __init__(self, config: TextConfig, layer: LayerConfig) -> None:
+        super().__init__()
+        hidden, heads = config.hidden_size, config.num_attention_heads
+        self.eps = config.rms_norm_eps
+        self.head_dim = layer.head_dim
+        self.group_size = heads // layer.num_key_value_heads
+        kv_width = layer.num_key_value_heads * layer.head_dim
+        self.q_proj = nn.Linear(hidden, heads * layer.head_dim, bias=False)
+        self.k_proj = nn.Linear(hidden, kv_width, bias=False)
+        self.v_proj = nn.Linear(hidden, kv_width, bias=False) if layer.is_sliding else None
+        self.o_proj = nn.Linear(heads * layer.head_dim, hidden, bias=False)
+        self.q_norm = RMSNorm(layer.head_dim, self.eps)
+        self.k_norm = RMSNorm(layer.head_dim, self.eps)
+
+    def project(self, x: Tensor, tables: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, N, S, H], rotated keys and values [B, N_kv, S, H] of `x` [B, S, D]."""
+        shape = (*x.shape[:-1], -1, self.head_dim)
+        queries = rotate(self.q_norm(self.q_proj(x).view(shape)), tables)
+        raw_keys = self.k_proj(x).view(shape)
+        raw_values = raw_keys if self.v_proj is None else self.v_proj(x).view(shape)
+        keys = rotate(self.k_norm(raw_keys), tables)
+        values = rms_norm(raw_values, None, self.eps)
+        return queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
+
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """Attend and project back: [B, S, D].
+
+        `keys` and `values` [B, N_kv, T, H]; `mask` [B or 1, 1, S, T], true where a query may look,
+        or None for everywhere.
+        """
+        mixed = functional.scaled_dot_product_attention(
+            queries, self._share(keys), self._share(values), attn_mask=mask, scale=1.0
+        )
+        merged: Tensor = self.o_proj(mixed.transpose(1, 2).flatten(2))
+        return merged
+
+    def _share(self, kv: Tensor) -> Tensor:
+        """Repeat each of the N_kv heads for the query heads of its group."""
+        if self.group_size == 1:
+            return kv
+        batch, heads, length, dim = kv.shape
+        wide = kv[:, :, None].expand(batch, heads, self.group_size, length, dim)
+        return wide.reshape(batch, heads * self.group_size, length, dim)

@@ -1,0 +1,258 @@
+"""DiffusionGemma: one set of text weights, two passes.
+
+`encode` reads tokens causally into a `KVCache`; `denoise` refines a canvas that looks at all of
+itself and at the cached prefix. The module's `state_dict` has exactly the names of a Hugging Face
+checkpoint, tied weights held once.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sfumato.config.model import LayerKind, ModelConfig, TextConfig
+from sfumato.errors import InputError
+from sfumato.kv.cache import KVCache
+from sfumato.model.joint import JointOutput, joint_pass
+from sfumato.model.layer import Layer
+from sfumato.model.masks import denoise_mask, encode_mask, image_groups
+from sfumato.model.norm import RMSNorm
+from sfumato.model.rope import rotary_tables
+from sfumato.model.self_conditioning import SelfConditioning
+from sfumato.model.vision import VisionProjector, VisionTower
+
+
+class Decoder(nn.Module):
+    """All text weights; named after the pass that owns them in the files."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList([Layer(config, layer) for layer in config.layers])
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_conditioning = SelfConditioning(
+            config.hidden_size, config.intermediate_size, config.rms_norm_eps
+        )
+
+
+class EncoderLayer(nn.Module):
+    """What encode does not share with denoise: one factor a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer_scalar = nn.Parameter(torch.ones(1))
+
+
+class EncoderText(nn.Module):
+    """The encoder's own layer scalars."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([EncoderLayer() for _ in config.layers])
+
+
+class Encoder(nn.Module):
+    """The encoder's layer scalars and, in checkpoints that see, the vision tower."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.language_model = EncoderText(config.text)
+        if config.vision is not None:
+            self.vision_tower = VisionTower(config.vision)
+            self.embed_vision = VisionProjector(
+                config.vision.hidden_size, config.text.hidden_size, config.vision.rms_norm_eps
+            )
+
+
+class Body(nn.Module):
+    """The two sides under the `model.` prefix of the files."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.decoder = Decoder(config.text)
+        self.encoder = Encoder(config)
+
+
+class DiffusionGemma(nn.Module):
+    """The network. Shapes: B rows, T tokens, L canvas positions, D hidden, V vocabulary."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.checkpoint_layers = False  # training: recompute layers instead of storing them
+        self.model = Body(config)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return self.model.decoder.embed_tokens.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.decoder.embed_tokens.weight.device
+
+    def new_cache(self) -> KVCache:
+        """An empty cache for this model's layers."""
+        text = self.config.text
+        return KVCache(tuple(layer.is_sliding for layer in text.layers), text.sliding_window)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Embeddings [..., D] of `ids`, times sqrt(D) rounded to the weights' dtype."""
+        out: Tensor = self.model.decoder.embed_tokens(ids)
+        return out * self._embed_scale()
+
+    def _embed_scale(self) -> Tensor:
+        scale = torch.tensor(self.config.text.hidden_size**0.5, device=self.device)
+        return scale.to(self.dtype)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits [..., V], fp32 and softcapped, of final hidden states [..., D]."""
+        cap = self.config.text.final_logit_softcapping
+        logits = functional.linear(hidden, self.model.decoder.embed_tokens.weight).float()
+        return torch.tanh(logits / cap) * cap
+
+    def soft_tokens(self, pixel_values: Tensor, position_ids: Tensor) -> Tensor:
+        """Soft tokens [sum over images, D] of patches [n, P, 3 * patch^2] at (x, y) [n, P, 2]."""
+        encoder = self.model.encoder
+        if self.config.vision is None:
+            raise InputError(
+                "this checkpoint has no vision tower",
+                hint="send text only, or load a checkpoint that takes images",
+            )
+        features = encoder.vision_tower(pixel_values.to(self.dtype), position_ids)
+        out: Tensor = encoder.embed_vision(features)
+        return out
+
+    def encode(
+        self,
+        input_ids: Tensor,
+        cache: KVCache | None = None,
+        *,
+        attention_mask: Tensor | None = None,
+        soft_tokens: Tensor | None = None,
+    ) -> KVCache:
+        """Append `input_ids` [B, T] to `cache` (a new one if None) and return it."""
+        return self.encode_hidden(
+            input_ids, cache, attention_mask=attention_mask, soft_tokens=soft_tokens
+        )[1]
+
+    def encode_hidden(
+        self,
+        input_ids: Tensor,
+        cache: KVCache | None = None,
+        *,
+        attention_mask: Tensor | None = None,
+        soft_tokens: Tensor | None = None,
+    ) -> tuple[Tensor, KVCache]:
+        """Encode and also return the final hidden states [B, T, D].
+
+        `attention_mask` [B, T] is false on padding, left or right; a row's positions count its real
+        tokens alone. `soft_tokens` [n, D] replace the image tokens of `input_ids` in order.
+        """
+        cache = self.new_cache() if cache is None else cache
+        real = torch.ones_like(input_ids, dtype=torch.bool)
+        real = real if attention_mask is None else attention_mask.bool()
+        positions = cache.place(real)
+        x = self._place_soft_tokens(self.embed(input_ids), input_ids, soft_tokens)
+        bidirectional = self.config.text.bidirectional_images
+        groups = image_groups(input_ids, self.config.image_token_id) if bidirectional else None
+        tables = self.tables(positions.clamp(min=0), x.dtype)
+        scalars = self.model.encoder.language_model.layers
+        all_keys, all_values = [], []
+        masks: dict[LayerKind, Tensor] = {}
+        for index, layer in enumerate(self.model.decoder.layers):
+            queries, keys, values = layer.project(x, tables[layer.kind])
+            keys, values = cache.joined(index, keys, values)
+            if layer.kind not in masks:
+                window = cache.window if cache.sliding[index] else None
+                slots = cache.slots(index, positions)
+                masks[layer.kind] = encode_mask(positions, slots, window, groups)
+            scalar = scalars[index].layer_scalar
+            x = layer.finish(x, (queries, keys, values), masks[layer.kind], scalar)
+            all_keys.append(keys)
+            all_values.append(values)
+        cache.append(all_keys, all_values, positions)
+        return self.model.decoder.norm(x), cache
+
+    def denoise(
+        self, canvas: Tensor, cache: KVCache, self_conditioning_logits: Tensor | None = None
+    ) -> Tensor:
+        """Logits [B, L, V], fp32 and softcapped, for `canvas` ids [B, L]; the cache is only read.
+
+        `self_conditioning_logits` [B, L, V] are the temperature-scaled logits of the step before.
+        """
+        if cache.next_position is None:
+            raise InputError("the cache is empty", hint="encode a prompt before denoising")
+        x = self.embed_canvas(canvas, self_conditioning_logits)
+        length = canvas.shape[1]
+        steps = torch.arange(length, device=canvas.device)
+        positions = cache.next_position[:, None] + steps
+        tables = self.tables(positions, x.dtype)
+        masks: dict[LayerKind, Tensor] = {}
+        for index, layer in enumerate(self.model.decoder.layers):
+            queries, keys, values = layer.project(x, tables[layer.kind])
+            keys, values = cache.joined(index, keys, values)
+            if cache.padded and layer.kind not in masks:
+                # Without padding a sliding layer's slots are just the window: nothing to hide.
+                window = cache.window if cache.sliding[index] else None
+                slots = cache.slots(index, positions)[:, :-length]
+                masks[layer.kind] = denoise_mask(cache.next_position, slots, window, length)
+            x = layer.finish(x, (queries, keys, values), masks.get(layer.kind), layer.layer_scalar)
+        return self.head(self.model.decoder.norm(x))
+
+    def embed_canvas(
+        self,
+        canvas: Tensor,
+        self_conditioning_logits: Tensor | None,
+        self_conditioning_mask: Tensor | None = None,
+    ) -> Tensor:
+        """The denoiser's input [B, L, D]: canvas embeddings joined with the soft embeddings.
+
+        Rows where `self_conditioning_mask` [B] is false get a zero signal.
+        """
+        soft = None
+        if self_conditioning_logits is not None:
+            weight = self.model.decoder.embed_tokens.weight
+            beliefs = torch.softmax(self_conditioning_logits, dim=-1, dtype=torch.float32)
+            soft = torch.matmul(beliefs.to(weight.dtype), weight) * self._embed_scale()
+            if self_conditioning_mask is not None:
+                soft = soft * self_conditioning_mask.to(soft.dtype)[:, None, None]
+        return self.model.decoder.self_conditioning.combine(self.embed(canvas), soft)
+
+    def joint(
+        self,
+        encode_ids: Tensor,
+        encode_real: Tensor,
+        canvas: Tensor,
+        canvas_start: Tensor | None = None,
+        self_conditioning_logits: Tensor | None = None,
+        self_conditioning_mask: Tensor | None = None,
+    ) -> JointOutput:
+        """Encode and denoise in one pass, for training; see `joint.joint_pass`."""
+        inputs = self.embed_canvas(canvas, self_conditioning_logits, self_conditioning_mask)
+        return joint_pass(self, encode_ids, encode_real, inputs, canvas_start)
+
+    def tables(self, positions: Tensor, dtype: torch.dtype) -> dict[LayerKind, tuple[Tensor, Tensor]]:
+        """Rotary tables by layer kind for `positions` [B, S]."""
+        text = self.config.text
+        dims = {layer.kind: layer.head_dim for layer in text.layers}
+        return {
+            kind: rotary_tables(positions, text.rope(kind), dim, dtype)
+            for kind, dim in dims.items()
+        }
+
+    def _place_soft_tokens(
+        self, x: Tensor, input_ids: Tensor, soft_tokens: Tensor | None
+    ) -> Tensor:
+        if soft_tokens is None:
+            return x
+        places = input_ids == self.config.image_token_id
+        count = int(places.sum())
+        if count != soft_tokens.shape[0]:
+            raise InputError(
+                f"the prompt has {count} image tokens but the images make {soft_tokens.shape[0]}",
+                hint="write one image token for each soft token of each image, in order",
+            )
+        return x.masked_scatter(places[..., None], soft_tokens.to(x.dtype))

@@ -1,0 +1,32 @@
+"""Root-mean-square normalisation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """Normalise the last dimension of `x` [..., D] to unit root mean square, times `weight` [D].
+
+    The arithmetic is fp32 whatever the dtype of `x`, which the result has again. The inverse root
+    is a power, as in the reference: `rsqrt` differs from it in the last bit.
+    """
+    wide = x.float()
+    wide = wide * torch.pow(wide.pow(2).mean(-1, keepdim=True) + eps, -0.5)
+    if weight is not None:
+        wide = wide * weight.float()
+    return wide.to(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """`rms_norm` with a learned weight of size `dim`."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x` [..., dim]."""
+        return rms_norm(x, self.weight, self.eps)

@@ -48,9 +48,7 @@ class ClippedLinear(nn.Module):
         return torch.clamp(out, self.output_min, self.output_max)
 
 
-def axial_tables(
-    position_ids: Tensor, head_dim: int, theta: float, dtype: torch.dtype
-) -> Tables:
+def axial_tables(position_ids: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> Tables:
     """Cosine and sine [n, P, 1, 2, H / 2] in `dtype` for (x, y) positions [n, P, 2].
 
     The first half of a head turns with x, the second with y, at the same frequencies
@@ -254,14 +252,12 @@ class VisionTower(nn.Module):
     def _checked(self, pixel_values: Tensor, position_ids: Tensor) -> Tensor:
         """Which patches [n, P] are real, after the checks that need the values."""
         width = 3 * self.config.patch_size**2
-        if pixel_values.dim() != 3 or pixel_values.shape[-1] != width:
+        shape = pixel_values.shape
+        if pixel_values.dim() != 3 or shape[0] == 0 or shape[-1] != width:
+            raise InputError(f"pixel_values must be [images, patches, {width}], not {list(shape)}")
+        if position_ids.shape != (*shape[:2], 2):
             raise InputError(
-                f"pixel_values must be [images, patches, {width}], not {list(pixel_values.shape)}"
-            )
-        if position_ids.shape != (*pixel_values.shape[:2], 2):
-            raise InputError(
-                f"position_ids must be {[*pixel_values.shape[:2], 2]}, "
-                f"not {list(position_ids.shape)}"
+                f"position_ids must be {[*shape[:2], 2]}, not {list(position_ids.shape)}"
             )
         valid = (position_ids != -1).any(dim=-1)
         if not bool(valid.any(dim=-1).all()):

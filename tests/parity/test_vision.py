@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from sfumato.config.model import VisionConfig
 from sfumato.errors import ConfigError, InputError
 from sfumato.model.vision import VisionProjector, VisionTower, pool_patches
-from torch import Tensor
 
 TEXT_HIDDEN = 40
 

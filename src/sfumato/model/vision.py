@@ -1,9 +1,9 @@
 """The Gemma 4 vision tower and the projector into the text model.
 
-An image comes as square patches of pixels in [0, 1], each with its (x, y) place in the grid; (-1, -1)
-marks padding. Patches of one image attend to each other in both directions, then each square of
-`pooling_kernel_size` x `pooling_kernel_size` patches is averaged into one soft token. Shapes: n
-images, P patches, D hidden, N heads, H head dim.
+An image comes as square patches of pixels in [0, 1], each with its (x, y) place in the grid;
+(-1, -1) marks padding. Patches of one image attend to each other in both directions, then each
+square of `pooling_kernel_size` x `pooling_kernel_size` patches is averaged into one soft token.
+Shapes: n images, P patches, D hidden, N heads, H head dim.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def axial_tables(position_ids: Tensor, head_dim: int, theta: float, dtype: torch
 def rotate_axial(x: Tensor, tables: Tables) -> Tensor:
     """Rotate `x` [n, P, N, H]: within each half of a head, dimension i is paired with i + H / 4."""
     cos, sin = tables
-    halves = x.unflatten(-1, (2, -1))
+    halves = x.reshape(*x.shape[:-1], 2, -1)
     first, second = halves.chunk(2, dim=-1)
     turned = torch.cat([-second, first], dim=-1)
     return (halves * cos + turned * sin).flatten(-2)
@@ -113,10 +113,10 @@ class VisionAttention(nn.Module):
 
     def forward(self, x: Tensor, tables: Tables, mask: Tensor | None) -> Tensor:
         """Attend over `x` [n, P, D] with a boolean key mask [n, 1, 1, P], None if all are real."""
-        split = (-1, self.head_dim)
-        queries = rotate_axial(self.q_norm(self.q_proj(x).unflatten(-1, split)), tables)
-        keys = rotate_axial(self.k_norm(self.k_proj(x).unflatten(-1, split)), tables)
-        values = rms_norm(self.v_proj(x).unflatten(-1, split), None, self.eps)
+        split = (*x.shape[:-1], -1, self.head_dim)
+        queries = rotate_axial(self.q_norm(self.q_proj(x).view(split)), tables)
+        keys = rotate_axial(self.k_norm(self.k_proj(x).view(split)), tables)
+        values = rms_norm(self.v_proj(x).view(split), None, self.eps)
         if self.groups > 1:
             keys = keys.repeat_interleave(self.groups, dim=2)
             values = values.repeat_interleave(self.groups, dim=2)
@@ -247,7 +247,8 @@ class VisionTower(nn.Module):
         tokens = pooled.float() * self.config.hidden_size**0.5
         if self.config.standardize:
             tokens = (tokens - self.std_bias.float()) * self.std_scale.float()
-        return tokens.to(x.dtype)
+        out: Tensor = tokens.to(x.dtype)
+        return out
 
     def _checked(self, pixel_values: Tensor, position_ids: Tensor) -> Tensor:
         """Which patches [n, P] are real, after the checks that need the values."""

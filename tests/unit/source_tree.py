@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "src" / "sfumato"
 
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
+Located = ast.stmt | ast.expr | ast.ExceptHandler
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,10 @@ class Module:
             for child in ast.iter_child_nodes(node):
                 if isinstance(child, FunctionNode):
                     yield child, isinstance(node, ast.ClassDef)
+
+    def located(self) -> Iterator[Located]:
+        """Every node that has a line."""
+        return (node for node in ast.walk(self.tree) if isinstance(node, Located))
 
     def imports(self) -> list[Import]:
         """Everything this module imports; `from a import b` is `a.b` when that is a module."""

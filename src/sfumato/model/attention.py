@@ -41,19 +41,22 @@ class Attention(nn.Module):
         values = rms_norm(raw_values, None, self.eps)
         return queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
 
-    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        """Attend and project back: [B, S, D].
+    def mix(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """Weighted values [B, N, S, H].
 
         `keys` and `values` [B, N_kv, T, H]; `mask` [B or 1, 1, S, T], true where a query may look,
         or None for everywhere.
         """
-        mixed = functional.scaled_dot_product_attention(
-            queries, self._share(keys), self._share(values), attn_mask=mask, scale=1.0
+        return functional.scaled_dot_product_attention(
+            queries, self.share(keys), self.share(values), attn_mask=mask, scale=1.0
         )
+
+    def output(self, mixed: Tensor) -> Tensor:
+        """Project `mixed` [B, N, S, H] back to [B, S, D]."""
         merged: Tensor = self.o_proj(mixed.transpose(1, 2).flatten(2))
         return merged
 
-    def _share(self, kv: Tensor) -> Tensor:
+    def share(self, kv: Tensor) -> Tensor:
         """Repeat each of the N_kv heads for the query heads of its group."""
         if self.group_size == 1:
             return kv

@@ -169,8 +169,8 @@ class DiffusionGemma(nn.Module):
                 window = cache.window if cache.sliding[index] else None
                 slots = cache.slots(index, positions)
                 masks[layer.kind] = encode_mask(positions, slots, window, groups)
-            scalar = scalars[index].layer_scalar
-            x = layer.finish(x, (queries, keys, values), masks[layer.kind], scalar)
+            mixed = layer.self_attn.mix(queries, keys, values, masks[layer.kind])
+            x = layer.finish(x, mixed, scalars[index].layer_scalar)
             all_keys.append(keys)
             all_values.append(values)
         cache.append(all_keys, all_values, positions)
@@ -199,7 +199,8 @@ class DiffusionGemma(nn.Module):
                 window = cache.window if cache.sliding[index] else None
                 slots = cache.slots(index, positions)[:, :-length]
                 masks[layer.kind] = denoise_mask(cache.next_position, slots, window, length)
-            x = layer.finish(x, (queries, keys, values), masks.get(layer.kind), layer.layer_scalar)
+            mixed = layer.self_attn.mix(queries, keys, values, masks.get(layer.kind))
+            x = layer.finish(x, mixed, layer.layer_scalar)
         return self.head(self.model.decoder.norm(x))
 
     def embed_canvas(
@@ -230,11 +231,18 @@ class DiffusionGemma(nn.Module):
         self_conditioning_logits: Tensor | None = None,
         self_conditioning_mask: Tensor | None = None,
     ) -> JointOutput:
-        """Encode and denoise in one pass, for training; see `joint.joint_pass`."""
+        """Encode and denoise in one pass, for training; see `joint.joint_pass`.
+
+        `encode_ids` and `encode_real` are [B, T]; `canvas` [B * C, L] holds C canvases for each row
+        of the encode stream, one after the other; `canvas_start` [B * C] and the self-conditioning
+        arguments follow the canvases.
+        """
         inputs = self.embed_canvas(canvas, self_conditioning_logits, self_conditioning_mask)
         return joint_pass(self, encode_ids, encode_real, inputs, canvas_start)
 
-    def tables(self, positions: Tensor, dtype: torch.dtype) -> dict[LayerKind, tuple[Tensor, Tensor]]:
+    def tables(
+        self, positions: Tensor, dtype: torch.dtype
+    ) -> dict[LayerKind, tuple[Tensor, Tensor]]:
         """Rotary tables by layer kind for `positions` [B, S]."""
         text = self.config.text
         dims = {layer.kind: layer.head_dim for layer in text.layers}

@@ -1,7 +1,9 @@
-"""Encode and denoise in one pass over [encode stream | canvas], as training wants it.
+"""Encode and denoise in one pass over [encode stream | canvases], as training wants it.
 
-With a block mask the one pass computes what the two passes do, in one large matrix product a layer
-instead of two smaller ones.
+The one pass computes what the two passes do, in one large matrix product a layer instead of several
+smaller ones, and lets several noisy canvases share the encoding of their prompt. Attention is
+written out here rather than called: at the lengths a small model trains on, the fused CPU kernel's
+backward pass takes three times as long (docs/decisions/0005-joint-training-pass.md).
 """
 
 from __future__ import annotations
@@ -14,33 +16,30 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from sfumato.config.model import LayerKind
-from sfumato.model.masks import denoise_mask, encode_mask
+from sfumato.model.masks import encode_mask
 
 if TYPE_CHECKING:
+    from sfumato.model.attention import Attention
     from sfumato.model.diffusion_gemma import DiffusionGemma
     from sfumato.model.layer import Layer
 
 
 @dataclass(frozen=True)
 class JointOutput:
-    """Canvas logits [B, L, V] (fp32, softcapped) and the encode stream's final states [B, T, D]."""
+    """Canvas logits [B * C, L, V] (fp32, softcapped), encode stream's final states [B, T, D]."""
 
     canvas_logits: Tensor
     encoder_hidden: Tensor
 
 
-def joint_mask(
-    positions: Tensor, start: Tensor, window: int | None, canvas_length: int
-) -> Tensor:
-    """Block mask [B, 1, T + L, T + L] for encode `positions` [B, T] and canvases at `start` [B].
+@dataclass(frozen=True)
+class _Plan:
+    """How one layer kind looks: T encode positions, C canvases of L; additive masks, 0 or -inf."""
 
-    The encode stream is causal and never sees a canvas; a canvas sees all of itself and the encode
-    positions before its start, so a clean answer may follow the prompt without being read by it.
-    """
-    top = encode_mask(positions, positions, window)
-    unseen = top.new_zeros(*top.shape[:3], canvas_length)
-    bottom = denoise_mask(start, positions, window, canvas_length)
-    return torch.cat([torch.cat([top, unseen], dim=3), bottom], dim=2)
+    split: int
+    canvases: int
+    causal: Tensor  # [B, 1, T, T]
+    prefix: Tensor  # [B, 1, C, 1, T]
 
 
 def joint_pass(
@@ -50,40 +49,87 @@ def joint_pass(
     canvas_inputs: Tensor,
     canvas_start: Tensor | None,
 ) -> JointOutput:
-    """One pass for `encode_ids` [B, T] (`encode_real` false on padding) and canvas inputs [B, L, D].
+    """One pass for `encode_ids` [B, T] (`encode_real` false on padding) and canvases [B * C, L, D].
 
-    `canvas_start` [B] is the position of each canvas, by default after every real token. With
-    `net.checkpoint_layers` set, layers are recomputed in the backward pass instead of stored.
+    A canvas sees all of itself and the encode positions before its start, `canvas_start` [B * C]
+    (by default after every real token), so a clean answer may follow the prompt without being read
+    by the canvas that must find it. With `net.checkpoint_layers` set, layers are recomputed in the
+    backward pass instead of stored.
     """
     text = net.config.text
-    length, split = canvas_inputs.shape[1], encode_ids.shape[1]
+    batch, split = encode_ids.shape
+    canvases, length = canvas_inputs.shape[0] // batch, canvas_inputs.shape[1]
     positions = torch.where(encode_real, encode_real.cumsum(1) - 1, -1)
-    start = encode_real.sum(1) if canvas_start is None else canvas_start
-    steps = torch.arange(length, device=start.device)
-    everywhere = torch.cat([positions.clamp(min=0), start[:, None] + steps], dim=1)
-    x = torch.cat([net.embed(encode_ids), canvas_inputs], dim=1)
+    if canvas_start is None:
+        canvas_start = encode_real.sum(1).repeat_interleave(canvases)
+    starts = canvas_start.view(batch, canvases)
+    steps = torch.arange(length, device=starts.device)
+    canvas_positions = (starts[:, :, None] + steps).flatten(1)
+    everywhere = torch.cat([positions.clamp(min=0), canvas_positions], dim=1)
+    x = torch.cat([net.embed(encode_ids), canvas_inputs.reshape(batch, canvases * length, -1)], 1)
     tables = net.tables(everywhere, x.dtype)
     kinds: set[LayerKind] = {layer.kind for layer in text.layers}
-    windows = {"sliding_attention": text.sliding_window, "full_attention": None}
-    masks = {kind: joint_mask(positions, start, windows[kind], length) for kind in kinds}
+    plans = {
+        kind: _plan(positions, starts, text.sliding_window if kind[0] == "s" else None)
+        for kind in kinds
+    }
     encoder_scalars = net.model.encoder.language_model.layers
     for index, layer in enumerate(net.model.decoder.layers):
-        scalar = torch.cat(
-            [
-                encoder_scalars[index].layer_scalar.expand(split),
-                layer.layer_scalar.expand(length),
-            ]
-        )[None, :, None]
-        arguments = (layer, x, tables[layer.kind], masks[layer.kind], scalar)
+        parts = [
+            encoder_scalars[index].layer_scalar.expand(split),
+            layer.layer_scalar.expand(canvases * length),
+        ]
+        arguments = (layer, x, tables[layer.kind], plans[layer.kind], torch.cat(parts)[:, None])
         if net.checkpoint_layers:
             x = checkpoint(_run, *arguments, use_reentrant=False)
         else:
             x = _run(*arguments)
     x = net.model.decoder.norm(x)
-    return JointOutput(net.head(x[:, split:]), x[:, :split])
+    return JointOutput(net.head(x[:, split:]).reshape(-1, length, text.vocab_size), x[:, :split])
+
+
+def _plan(positions: Tensor, starts: Tensor, window: int | None) -> _Plan:
+    """Additive masks for encode `positions` [B, T] and canvas `starts` [B, C]."""
+    keys, first = positions[:, None], starts[:, :, None]
+    seen = (keys >= 0) & (keys < first)
+    if window is not None:
+        seen &= keys > first - window
+    causal = encode_mask(positions, positions, window)
+    return _Plan(
+        positions.shape[1], starts.shape[1], _additive(causal), _additive(seen)[:, None, :, None]
+    )
+
+
+def _additive(mask: Tensor) -> Tensor:
+    return torch.zeros_like(mask, dtype=torch.float).masked_fill(~mask, -torch.inf)
 
 
 def _run(
-    layer: Layer, x: Tensor, tables: tuple[Tensor, Tensor], mask: Tensor, scalar: Tensor
+    layer: Layer, x: Tensor, tables: tuple[Tensor, Tensor], plan: _Plan, scalar: Tensor
 ) -> Tensor:
-    return layer.finish(x, layer.project(x, tables), mask, scalar)
+    mixed = _mix(layer.self_attn, layer.project(x, tables), plan)
+    return layer.finish(x, mixed, scalar)
+
+
+def _mix(attention: Attention, qkv: tuple[Tensor, Tensor, Tensor], plan: _Plan) -> Tensor:
+    """Attention [B, N, T + C * L, H], the encode stream and the canvases apart.
+
+    What a canvas never sees (later text, other canvases) is not computed rather than masked.
+    """
+    queries, keys, values = qkv[0], attention.share(qkv[1]), attention.share(qkv[2])
+    split = plan.split
+    prefix_keys, prefix_values = keys[:, :, :split], values[:, :, :split]
+    causal = torch.matmul(queries[:, :, :split], prefix_keys.transpose(2, 3))
+    weights = torch.softmax(causal + plan.causal.to(causal.dtype), dim=-1)
+    encoded = torch.matmul(weights, prefix_values)
+
+    shape = (*queries.shape[:2], plan.canvases, -1, queries.shape[-1])
+    own_queries = queries[:, :, split:].reshape(shape)
+    own_keys, own_values = keys[:, :, split:].reshape(shape), values[:, :, split:].reshape(shape)
+    back = torch.matmul(own_queries, prefix_keys[:, :, None].transpose(3, 4))
+    own = torch.matmul(own_queries, own_keys.transpose(3, 4))
+    scores = torch.cat([back + plan.prefix.to(back.dtype), own], dim=-1)
+    weights = torch.softmax(scores, dim=-1)
+    refined = torch.matmul(weights[..., :split], prefix_values[:, :, None])
+    refined = refined + torch.matmul(weights[..., split:], own_values)
+    return torch.cat([encoded, refined.flatten(2, 3)], dim=2)

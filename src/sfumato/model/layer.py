@@ -41,18 +41,12 @@ class Layer(nn.Module):
         """Queries, keys and values of the normalised input; see `Attention.project`."""
         return self.self_attn.project(self.input_layernorm(x), tables)
 
-    def finish(
-        self,
-        x: Tensor,
-        qkv: tuple[Tensor, Tensor, Tensor],
-        mask: Tensor | None,
-        scalar: Tensor,
-    ) -> Tensor:
-        """The layer's output [B, S, D] for its input `x`, once keys and values are gathered.
+    def finish(self, x: Tensor, mixed: Tensor, scalar: Tensor) -> Tensor:
+        """The layer's output [B, S, D] for its input `x` and attention's `mixed` [B, N, S, H].
 
         `scalar` is the pass's `layer_scalar`, shaped to broadcast over [B, S, D].
         """
-        x = x + self.post_attention_layernorm(self.self_attn.attend(*qkv, mask))
+        x = x + self.post_attention_layernorm(self.self_attn.output(mixed))
         return (x + self.post_feedforward_layernorm(self._feed_forward(x))) * scalar
 
     def _feed_forward(self, x: Tensor) -> Tensor:

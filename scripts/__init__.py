@@ -1,0 +1,1 @@
+"""Programs for people and CI that work on the repository; not part of the package."""

@@ -46,6 +46,8 @@ def read_json(
     path: Path, *, limit: int = MAX_JSON_BYTES, error: type[SfumatoError] = ConfigError
 ) -> dict[str, Any]:
     """The JSON object in the file at `path`, which may have at most `limit` bytes."""
+    if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
+        raise error(f"{path}: is not a regular file")
     try:
         with path.open("rb") as file:
             text = file.read(limit + 1)

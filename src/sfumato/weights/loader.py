@@ -1,0 +1,74 @@
+"""A checkpoint folder to a network: built without memory, checked, then given the files' pages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sfumato.config.model import ModelConfig
+from sfumato.config.parse import load_config
+from sfumato.errors import InputError
+from sfumato.model.diffusion_gemma import DiffusionGemma
+from sfumato.weights.files import WeightFiles
+from sfumato.weights.names import assign_names
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def load_network(
+    folder: str | Path,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str = "cpu",
+) -> tuple[DiffusionGemma, ModelConfig]:
+    """The network in `folder`, in evaluation mode, and its configuration.
+
+    `dtype` is float32, bfloat16 or float16, by default the one config.json names. Tensors already
+    of that dtype stay in the files' pages on the CPU; others are converted one at a time, so the
+    peak is the size of the result. Raises ConfigError, CheckpointError, or InputError for a dtype
+    or device that cannot be.
+    """
+    config = load_config(folder)
+    wanted = _dtype(dtype, config)
+    target = _device(device)
+    files = WeightFiles(folder)
+    network = build_on_meta(config)
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    sources = assign_names(files.entries, expected, files.tensor, str(folder))
+    tensors: dict[str, Tensor] = {
+        name: files.tensor(source).to(device=target, dtype=wanted)
+        for name, source in sources.items()
+    }
+    network.load_state_dict(tensors, strict=True, assign=True)
+    return network.eval(), config
+
+
+def build_on_meta(config: ModelConfig) -> DiffusionGemma:
+    """The network's shapes without its memory."""
+    with torch.device("meta"):
+        return DiffusionGemma(config)
+
+
+def _dtype(dtype: torch.dtype | str | None, config: ModelConfig) -> torch.dtype:
+    if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
+        return dtype
+    name = config.dtype if dtype is None else dtype
+    if not isinstance(name, str) or name not in DTYPES:
+        raise InputError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype}")
+    return DTYPES[name]
+
+
+def _device(device: torch.device | str) -> torch.device:
+    """The device, tried out: a machine without it says so only when it is used."""
+    try:
+        target = torch.device(device)
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError) as problem:
+        reason = str(problem).splitlines()[0]
+        raise InputError(f"device {str(device)!r} cannot be used: {reason}") from None
+    return target

@@ -1,0 +1,72 @@
+"""Held-out sets as files: JSON lines {"task", "prompt", "answer", "detail"}."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from sfumato.errors import EvaluationError, InputError
+from sfumato.tasks.base import Example
+from sfumato.tasks.registry import task
+
+
+def heldout(name: str, n: int, seed: int) -> list[Example]:
+    """The first `n` held-out examples of a task (`sudoku:10-40`, `dates`, ...)."""
+    if n < 1:
+        raise InputError(f"a held-out set of {n} examples cannot be written", hint="ask for 1 or more")
+    source = task(name)
+    return [source.example(seed, index, "heldout") for index in range(n)]
+
+
+def write_heldout(path: str | Path, task: str, n: int, seed: int) -> None:
+    """Write `heldout(task, n, seed)`; the file appears whole or not at all."""
+    path = Path(path)
+    examples = heldout(task, n, seed)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            for e in examples:
+                row = {"task": e.task, "prompt": e.prompt, "answer": e.answer, "detail": e.detail}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_examples(path: str | Path) -> list[Example]:
+    """Read such a file, one's own included; `detail` may be absent. Errors name the line."""
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise EvaluationError(f"{path} cannot be read: {error}") from error
+    examples = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            examples.append(_parsed(line, f"{path}, line {number}"))
+    if not examples:
+        raise EvaluationError(f"{path} holds no example")
+    return examples
+
+
+def _parsed(line: str, where: str) -> Example:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise EvaluationError(f"{where} is not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise EvaluationError(f"{where} is not a JSON object")
+    if unknown := sorted(set(row) - {"task", "prompt", "answer", "detail"}):
+        raise EvaluationError(f"{where} has an unknown field {unknown[0]!r}")
+    for key in ("task", "prompt", "answer"):
+        if not isinstance(row.get(key), str) or not row[key]:
+            raise EvaluationError(f"{where} needs a text under {key!r}")
+    detail = row.get("detail", {})
+    if not isinstance(detail, dict):
+        raise EvaluationError(f"{where}: 'detail' is not an object")
+    return Example(row["task"], row["prompt"], row["answer"], detail)

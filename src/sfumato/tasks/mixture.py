@@ -1,0 +1,83 @@
+"""What a training step sees: a pure function of (seed, step), so a resumed run needs no state."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from sfumato.errors import InputError
+from sfumato.tasks.base import Example
+from sfumato.tasks.registry import task
+from sfumato.tasks.sudoku import Bytes, sample_batch, sudoku_example, text_of
+
+Family = Literal["sudoku", "text"]
+TEXT_WEIGHTS: dict[str, float] = {
+    "dates": 0.12, "numbers": 0.15, "units": 0.15, "json": 0.25, "tools": 0.2, "copy": 0.13,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class HoleCurriculum:
+    """Uniform 5-25 at first; linearly to 10-55 at `ramp`, `hard` of it then from the upper 30-55."""
+
+    ramp: float = 0.35
+    hard: float = 0.6
+
+    def draw(self, rng: np.random.Generator, progress: float, size: int) -> np.ndarray:
+        """Numbers of holes [size] at a progress in [0, 1]."""
+        if not 0.0 <= progress <= 1.0:
+            raise InputError(f"progress is a share from 0 to 1, not {progress}")
+        along = min(1.0, progress / self.ramp) if self.ramp > 0 else 1.0
+        low, high = round(5 + 5 * along), round(25 + 30 * along)
+        upper = low + round((high - low) * 4 / 9)
+        easy = rng.integers(low, high + 1, size=size)
+        hard = rng.integers(upper, high + 1, size=size)
+        return np.where(rng.random(size) < self.hard * along, hard, easy)
+
+
+class Mixture:
+    """Batches of examples by family; `weights` are those of the text tasks."""
+
+    def __init__(
+        self,
+        weights: Mapping[str, float] | None,
+        seed: int,
+        sudoku_bank: Bytes | None = None,
+        curriculum: HoleCurriculum | None = None,
+    ) -> None:
+        self.weights = dict(TEXT_WEIGHTS if weights is None else weights)
+        if not self.weights or min(self.weights.values()) < 0 or not sum(self.weights.values()):
+            raise InputError("the weights of a mixture must be at least 0, and one above 0")
+        self.tasks = [task(name) for name in self.weights]
+        self.seed = seed
+        self.bank = sudoku_bank
+        self.curriculum = curriculum or HoleCurriculum()
+
+    def batch(
+        self, step: int, family: Family, size: int, progress: float = 1.0
+    ) -> list[Example]:
+        """`size` examples of training step `step`; `progress` moves the Sudoku curriculum only."""
+        if family == "sudoku":
+            return self._sudoku(step, size, progress)
+        if family == "text":
+            return self._text(step, size)
+        raise InputError(f"there is no family {family!r}", hint="families: sudoku, text")
+
+    def _sudoku(self, step: int, size: int, progress: float) -> list[Example]:
+        if self.bank is None:
+            raise InputError("this mixture has no Sudoku bank", hint="pass one from build_bank")
+        numpy_rng = np.random.default_rng([self.seed, step])
+        rng = random.Random(f"{self.seed}:mixture:sudoku:{step}")
+        holes = self.curriculum.draw(numpy_rng, progress, size)
+        puzzles, solutions = sample_batch(self.bank, numpy_rng, holes)
+        pairs = zip(puzzles, solutions, strict=True)
+        return [sudoku_example(rng, text_of(p), text_of(s)) for p, s in pairs]
+
+    def _text(self, step: int, size: int) -> list[Example]:
+        rng = random.Random(f"{self.seed}:mixture:text:{step}")
+        chosen = rng.choices(self.tasks, list(self.weights.values()), k=size)
+        return [t.example(self.seed, rng.getrandbits(62), "train") for t in chosen]

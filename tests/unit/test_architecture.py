@@ -216,8 +216,7 @@ def test_all_names_what_is_there(module: Module) -> None:
 
 
 def test_public_api_is_listed() -> None:
-    import sfumato
-
+    sfumato = importlib.import_module("sfumato")
     assert {"GenerationConfig", "Model", "load", "SfumatoError"} <= set(sfumato.__all__)
     public = {n for n in vars(sfumato) if not n.startswith("_")}
     modules = {m.name.split(".")[1] for m in MODULES if "." in m.name} | {"annotations"}

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
+from typing import Annotated
 
 import pytest
-from scripts import check_sudoku, check_wheel, readme_command
+import typer
+from scripts import check_sudoku, check_wheel, cli_reference, readme_command
 
 from tests.unit.source_tree import ROOT
 
@@ -65,6 +68,37 @@ def test_check_sudoku_as_a_program(
     assert check_sudoku.main([PUZZLE]) == code
     assert capsys.readouterr().out.startswith("not" if code else "solved")
     assert check_sudoku.main([PUZZLE[1:]]) == 2
+
+
+def test_the_reference_lists_commands_arguments_and_options() -> None:
+    app = typer.Typer(help="What it is.", add_completion=False)
+    inner = typer.Typer(help="More of it.")
+    app.add_typer(inner, name="more")
+
+    @app.command(hidden=True)
+    def secret() -> None:
+        """Not for the page."""
+
+    @inner.command()
+    def solve(
+        grid: Annotated[str, typer.Argument(help="The grid.")],
+        steps: Annotated[int, typer.Option(help="How many | at most.")] = 48,
+    ) -> None:
+        """Solve one grid."""
+
+    page = cli_reference.reference(app)
+    assert re.findall(r"^## (.+)$", page, re.MULTILINE) == [
+        "sfumato", "sfumato more", "sfumato more solve",
+    ]  # fmt: skip
+    assert "What it is." in page
+    assert "Solve one grid." in page
+    assert "How many \\| at most. [default: 48] |" in page
+    assert "secret" not in page
+
+
+def test_the_reference_refuses_other_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli_reference.main(["--chek"]) == 2
+    assert "Usage" in capsys.readouterr().err
 
 
 GOOD = [f"sfumato/small/{name}" for name in check_wheel.SMALL_MODEL]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -91,6 +92,8 @@ _JOB = _choice(
     "painter electrician programmer manager doctor carpenter singer gardener librarian chemist"
 )
 _ANIMAL = _choice("dog cat horse parrot rabbit hamster turtle snake pony goat lizard ferret")
+_COLOR = _choice("red blue green black white yellow orange purple brown grey pink silver golden")
+_SYMBOLS = {"USD": "$", "EUR": "€", "GBP": "£", "JPY": "¥"}
 SCHEMAS = (
     Schema(
         {"name": words.person, "age": _between(1, 99), "city": words.city},
@@ -214,6 +217,44 @@ SCHEMAS = (
             "Expect {weather} skies and {temperature} degrees in {city}.", "{city} reports {temperature} C and {weather}.",
         ),
     ),
+    Schema(
+        {"name": words.person, "email": email},
+        (
+            "{name}'s email is {email}.", "Write to {name} at {email}.", "{name} <{email}>", "{name}, {email}",
+            "The address of {name} is {email}", "You can email {name} at {email}", "Mail {email} to reach {name}.",
+            "I am {name}, my email is {email}", "Contact {name}: {email}", "{email} belongs to {name}.",
+        ),
+    ),
+    Schema(
+        {"name": words.person, "people": _between(1, 20), "time": clock},
+        (
+            "A table for {people} at {time} for {name}.", "{name} booked a table for {people} at {time}.",
+            "Reservation: {name}, {people} people, {time}", "Table for {people} people at {time}, name {name}.",
+            "{name} comes at {time} with {people} people.", "At {time}, {people} people, under the name {name}.",
+            "Please reserve a table for {people} people at {time} for {name}.", "{name} reserved for {people} at {time}.",
+            "We are {people} people and come at {time}. The name is {name}.", "{time}: {name}, {people} people",
+        ),
+    ),
+    Schema(
+        {"product": _phrase, "color": _COLOR, "quantity": _between(1, 99)},
+        (
+            "I need {quantity} {color} {product}.", "{quantity} {color} {product}, please.",
+            "Send me {quantity} {product} in {color}.", "We have {quantity} {color} {product} in stock.",
+            "Order {quantity} {product}, color {color}.", "{quantity} x {product} ({color})",
+            "There are {quantity} {color} {product} on the shelf.", "Buy {quantity} {color} {product}.",
+            "{product} in {color}, {quantity} pieces", "Add {quantity} {color} {product} to the cart.",
+        ),
+    ),
+    Schema(
+        {"sender": words.person, "amount": _price, "recipient": words.person},
+        (
+            "{sender} paid {amount} to {recipient}.", "{sender} sent {amount} to {recipient}.",
+            "{recipient} received {amount} from {sender}.", "Transfer of {amount} from {sender} to {recipient}",
+            "{sender} owes {recipient} {amount}.", "{sender} gave {recipient} {amount}.",
+            "{recipient} got {amount} from {sender}.", "From {sender} to {recipient}: {amount}",
+            "{sender} transferred {amount} to {recipient}.", "Payment by {sender} to {recipient}, {amount}",
+        ),
+    ),
 )  # fmt: skip
 BEFORE = (
     ("Extract {k} as JSON: {s}", "Extract {k} as JSON: {s}", "Extract the {k} as JSON: {s}")
@@ -247,6 +288,20 @@ def instruction(rng: random.Random, keys: list[str], sentence: str) -> str:
     return vary(rng, rng.choice(BEFORE)).format(**parts)
 
 
+def articles(sentence: str) -> str:
+    """`a engineer` -> `an engineer`; `a` is never a value, so no value changes."""
+    return re.sub(r"\b([Aa]) (?=[aeiouAEIOU])", r"\1n ", sentence)
+
+
+def _spoken(rng: random.Random, sentence: str, fields: dict[str, Value]) -> str:
+    """The articles put right, and now and then a currency as the sign before the price."""
+    sign = _SYMBOLS.get(str(fields.get("currency")))
+    if sign and rng.random() < 0.3:
+        price = f"{fields['price']} {fields['currency']}"
+        sentence = sentence.replace(price, f"{sign}{fields['price']}")
+    return articles(sentence)
+
+
 @dataclass(frozen=True)
 class Extraction:
     """Keys in the order asked for: mostly all of a schema, sometimes two of them or reordered."""
@@ -259,13 +314,15 @@ class Extraction:
         which = rng.randrange(len(SCHEMAS))
         schema = SCHEMAS[which]
         fields = {key: make(rng, split) for key, make in schema.makers.items()}
-        sentence = rng.choice(schema.sentences).format(**fields)
+        sentence = _spoken(rng, rng.choice(schema.sentences).format(**fields), fields)
         keys = list(fields)
         roll = rng.random()
         if roll < 0.1:
             rng.shuffle(keys)
         elif roll < 0.2 and len(keys) > 2:
             keys.remove(rng.choice(keys))
+            if roll > 0.17:
+                keys.remove(rng.choice(keys))
         answer = compact({key: fields[key] for key in keys})
         return Example(
             self.name, instruction(rng, keys, sentence), answer, {"schema": ",".join(schema.makers)}

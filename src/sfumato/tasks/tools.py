@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from sfumato.tasks import words
 from sfumato.tasks.base import Example, Split, exact, generator, vary
 from sfumato.tasks.dates import WEEKDAYS
-from sfumato.tasks.extraction import Value, clock, compact, day_text
+from sfumato.tasks.extraction import Value, articles, clock, compact, day_text
 
 Maker = Callable[[random.Random, Split], Value]
 
@@ -32,6 +33,23 @@ def _language(rng: random.Random, split: Split) -> Value:
 
 def _words(fewest: int, most: int) -> Maker:
     return lambda rng, split: words.phrase(rng, split, fewest, most)
+
+
+_SENTENCES = (
+    ("I will be {n} minutes late", "the {w} is ready", "please bring the {w}", "meet me in {c}", "see you at {t}")
+    + ("don't forget the {w}", "I am on my way", "can we meet at {t}?", "happy birthday", "thanks for the {w}")
+    + ("where is the {w}?", "I bought {n} {w}", "the {w} starts at {t}", "call me tomorrow", "I like your {w}")
+    + ("we need more {w}", "buy {w} and {v}", "my {w} is {v}", "I am in {c}", "dinner is at {t}", "see you tomorrow")
+)  # fmt: skip
+
+
+def _text(rng: random.Random, split: Split) -> Value:
+    """Half a few words, half a sentence as people send it."""
+    if rng.random() < 0.5:
+        return words.phrase(rng, split, 1, 5)
+    w, v = words.word(rng, split), words.word(rng, split)
+    c, t = words.city(rng, split), clock(rng, split)
+    return rng.choice(_SENTENCES).format(n=rng.randint(2, 90), w=w, v=v, c=c, t=t)
 
 
 def _event(rng: random.Random, split: Split) -> Value:
@@ -70,7 +88,7 @@ TOOLS = (
         "I need a timer called {label} for {minutes} minutes", "Count down {minutes} minutes for {label}",
         "Start a {label} timer for {minutes} minutes", "Set a timer for {minutes} minutes for {label}",
     )),
-    Tool("send_message", {"to": _person, "text": _words(1, 5)}, (
+    Tool("send_message", {"to": _person, "text": _text}, (
         "Send a message to {to}: {text}", "Tell {to} {text}", "Text {to}: {text}", "Message {to} saying {text}",
         "Send {to} the message {text}", "Write to {to}: {text}", "Let {to} know: {text}",
         "Send {to} a text saying {text}", "Tell {to}: {text}", "Text {to} that {text}",
@@ -96,6 +114,8 @@ TOOLS = (
         "Plan {title} for {date}, {time}", "Calendar: {title}, {date} at {time}",
     )),
     Tool("convert", {"amount": _amount, "from": _unit, "to": _unit}, (
+        "Convert {amount} {from} to {to}", "Convert {amount} {from} into {to}", "How much is {amount} {from} in {to}?",
+        "Change {amount} {from} to {to}", "What is {amount} {from} in {to}?", "{amount} {from} in {to}",
         "Use the converter: {amount} {from} to {to}", "Call the converter for {amount} {from} in {to}",
         "I want {amount} {from} converted to {to}", "Have {amount} {from} converted into {to}",
         "Run convert on {amount} {from} to {to}", "Can you convert {amount} {from} to {to} with the tool?",
@@ -104,7 +124,7 @@ TOOLS = (
     )),
     Tool("set_alarm", {"time": clock, "day": _day}, (
         "Set an alarm for {time} on {day}", "Wake me up at {time} on {day}", "Alarm at {time} on {day}",
-        "Wake me at {time}", "Set an alarm for {time}", "I need an alarm at {time} on {day}",
+        "Wake me at {time}", "Wake me at {time} {day}", "Set an alarm for {time}", "I need an alarm at {time} on {day}",
         "Set the alarm to {time} for {day}", "Please wake me up at {time} on {day}",
         "On {day}, wake me at {time}", "Alarm for {day} at {time}",
     )),
@@ -113,7 +133,7 @@ TOOLS = (
         "Google {query}", "Find out about {query}", "Search {query}", "Do a search for {query}",
         "What can you find about {query}?", "Look for {query} online",
     )),
-    Tool("create_note", {"text": _words(1, 5)}, (
+    Tool("create_note", {"text": _text}, (
         "Make a note: {text}", "Note: {text}", "Write down {text}", "Take a note saying {text}",
         "Create a note: {text}", "Note down {text}", "New note: {text}", "Save a note: {text}",
         "Remember this: {text}", "Please note {text}",
@@ -122,7 +142,7 @@ TOOLS = (
         "Translate {text} to {to}", "Translate {text} into {to}", "How do you say {text} in {to}?",
         "What is {text} in {to}?", "Say {text} in {to}", "Put {text} into {to}",
         "Give me the {to} for {text}", "Translate to {to}: {text}", "Into {to}: {text}",
-        "I need {text} in {to}",
+        "I need {text} in {to}", "Translate '{text}' to {to}",
     )),
     Tool("call", {"name": _person}, (
         "Call {name}", "Phone {name}", "Give {name} a call", "Ring {name}", "Please call {name}",
@@ -158,11 +178,14 @@ class ToolCalls:
         pattern = rng.choice(tool.sentences)
         values = {k: make(rng, split) for k, make in tool.makers.items()}
         arguments = {k: v for k, v in values.items() if "{" + k + "}" in pattern}
-        sentence = vary(rng, pattern).format(**values)
+        sentence = articles(vary(rng, pattern).format(**values))
+        sentence = re.sub(r" on (today|tomorrow)\b", r" \1", sentence)
+        if values.get("minutes") == 1:
+            sentence = sentence.replace("1 minutes", "1 minute")
         if sentence[-1].isalnum() and rng.random() < 0.3:
             sentence += rng.choice("..!")
         prompt = sentence
-        if rng.random() > 0.25:
+        if rng.random() > 0.25 or tool.name == "convert":  # alone it would be the units task
             shown = rng.sample([t for t in TOOLS if t is not tool], rng.randint(0, 2)) + [tool]
             rng.shuffle(shown)
             listed = ", ".join(t.signature for t in shown)

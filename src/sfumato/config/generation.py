@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sfumato.config.fields import MAX_INT, Fields, short
-from sfumato.config.json_file import read_json
+from sfumato.config.json_file import is_there, read_json
 from sfumato.config.model import TextConfig
 from sfumato.errors import InputError
 
@@ -112,7 +112,7 @@ def load_generation_config(folder: str | Path, text: TextConfig) -> GenerationCo
     unknown field or an impossible value.
     """
     path = Path(folder) / "generation_config.json"
-    if not path.exists():
+    if not is_there(path):
         return _from_fields(Fields({}, str(path)), text)
     return parse_generation(read_json(path), text, source=str(path))
 

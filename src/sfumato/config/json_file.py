@@ -46,7 +46,7 @@ def read_json(
     path: Path, *, limit: int = MAX_JSON_BYTES, error: type[SfumatoError] = ConfigError
 ) -> dict[str, Any]:
     """The JSON object in the file at `path`, which may have at most `limit` bytes."""
-    if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
+    if is_there(path) and not path.is_file():  # opening a pipe would wait for its writer
         raise error(f"{path}: is not a regular file")
     try:
         with path.open("rb") as file:
@@ -58,6 +58,15 @@ def read_json(
     if len(text) > limit:
         raise error(f"{path}: longer than {limit:,} bytes, which no such file needs")
     return parse_json(text, str(path), error=error)
+
+
+def is_there(path: Path) -> bool:
+    """Whether something is at `path`; what may not be looked at counts as not there."""
+    try:
+        path.stat()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def json_kind(value: object) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from sfumato.config.fields import Fields, short
-from sfumato.config.json_file import read_json
+from sfumato.config.json_file import is_there, read_json
 from sfumato.config.layers import ACTIVATION, MAX_HEAD_DIM, MAX_HEADS, parse_layers
 from sfumato.config.model import LayerKind, ModelConfig, RopeConfig, TextConfig, VisionConfig
 from sfumato.errors import ConfigError
@@ -78,7 +78,7 @@ def load_config(folder: str | Path) -> ModelConfig:
     folder = Path(folder)
     path = folder / "config.json"
     quantised = folder / "hf_quant_config.json"
-    if quantised.exists():
+    if is_there(quantised):
         fields = read_json(quantised).get("quantization")
         kind = fields.get("quant_algo") if isinstance(fields, dict) else None
         raise _not_yet(str(quantised), f"ModelOpt {short(kind)}")

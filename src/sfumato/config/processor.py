@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sfumato.config.fields import Fields, short
-from sfumato.config.json_file import read_json
+from sfumato.config.json_file import is_there, read_json
 from sfumato.config.model import VisionConfig
 from sfumato.errors import ConfigError
 
@@ -86,14 +86,14 @@ def _found(folder: Path, vision: VisionConfig, kind: Literal["image", "video"]) 
     """The settings of one kind; the two spellings must agree where both are there."""
     found: dict[str, _Kind] = {}
     joint = folder / "processor_config.json"
-    if joint.exists():
+    if is_there(joint):
         nested = _nested(read_json(joint), str(joint), kind, vision)
         if nested is not None:
             found[joint.name] = nested
     single = folder / (
         "preprocessor_config.json" if kind == "image" else "video_preprocessor_config.json"
     )
-    if single.exists():
+    if is_there(single):
         found[single.name] = _parse_kind(Fields(read_json(single), str(single)), vision, kind)
     if len(set(found.values())) > 1:
         raise ConfigError(f"{folder}: {' and '.join(found)} disagree about the {kind} settings")

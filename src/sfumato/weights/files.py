@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from sfumato.config.fields import short
-from sfumato.config.json_file import read_json
+from sfumato.config.json_file import is_there, read_json
 from sfumato.errors import CheckpointError
 from sfumato.weights.safetensors_reader import SafetensorsFile, TensorEntry
 
@@ -28,17 +28,17 @@ class WeightFiles:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        if not self.folder.is_dir():
+        if not is_there(self.folder) or not self.folder.is_dir():
             raise CheckpointError(f"{self.folder}: there is no such folder")
         self._file_of: dict[str, SafetensorsFile] = {}
         single, index = self.folder / SINGLE, self.folder / INDEX
-        if single.exists() and index.exists():
+        if is_there(single) and is_there(index):
             raise CheckpointError(
                 f"{self.folder}: has both {SINGLE} and {INDEX}", hint="remove the stale one"
             )
-        if index.exists():
+        if is_there(index):
             self._read_shards(_read_index(index))
-        elif single.exists():
+        elif is_there(single):
             self._add(SafetensorsFile(_inside(self.folder, SINGLE)))
         else:
             raise _no_weights(self.folder)

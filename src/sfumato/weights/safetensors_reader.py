@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from sfumato.config.fields import short
-from sfumato.config.json_file import parse_json
+from sfumato.config.json_file import is_there, parse_json
 from sfumato.errors import CheckpointError
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
@@ -68,7 +68,7 @@ class SafetensorsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
+        if is_there(path) and not path.is_file():  # opening a pipe would wait for its writer
             raise CheckpointError(f"{path}: is not a regular file")
         try:
             with path.open("rb") as file:

@@ -1,0 +1,248 @@
+"""Write a checkpoint that transformers and sfumato load: aside, streamed, whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from sfumato.config.generation import GenerationConfig
+from sfumato.config.json_file import is_there
+from sfumato.config.model import ModelConfig
+from sfumato.config.write import to_json
+from sfumato.errors import CheckpointError, InputError
+from sfumato.model.diffusion_gemma import DiffusionGemma
+from sfumato.weights.files import INDEX, SINGLE
+from sfumato.weights.loader import DTYPES
+from sfumato.weights.safetensors_reader import DTYPES as FILE_DTYPES
+
+MAX_SHARD_BYTES = 5_000_000_000
+_CHUNK = 16 * 1024 * 1024
+_HEADER_ALIGNMENT = 8
+_CODES = {dtype: code for code, dtype in FILE_DTYPES.items()}
+_OURS = ("config.json", "generation_config.json", SINGLE, INDEX)
+
+
+def export(
+    network: DiffusionGemma,
+    config: ModelConfig,
+    folder: str | Path,
+    *,
+    generation: GenerationConfig | None = None,
+    extra_files: Mapping[str, Path] | None = None,
+    dtype: torch.dtype | str | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    overwrite: bool = False,
+) -> Path:
+    """Write `network` as a checkpoint into `folder` and return it.
+
+    `dtype` (by default the network's) is what the tensors are stored in; `extra_files` maps the
+    names of tokenizer, template or processor files to where they are copied from. Everything is
+    written into a hidden folder beside `folder` and renamed at the end, so that `folder` is there
+    complete or as it was before. A tensor at a time is held besides the network itself.
+
+    Raises InputError for settings that cannot be or a folder that is taken (with `overwrite`, a
+    checkpoint's folder is replaced and any other still refused), CheckpointError when the disk is
+    full or a file cannot be written.
+    """
+    folder = Path(folder).absolute()
+    target = _dtype(dtype, network)
+    if max_shard_bytes < 1:
+        raise InputError(f"max_shard_bytes must be at least 1, not {max_shard_bytes}")
+    extra = _checked_extra(extra_files or {})
+    _check_folder(folder, overwrite)
+    tensors = network.state_dict()
+    shards = plan_shards(tensors, target, max_shard_bytes)
+    written = dataclasses.replace(config, dtype=_name(target))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _check_space(folder, tensors, target, extra)
+        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
+    except OSError as problem:
+        raise _failed(folder, problem) from None
+    try:
+        _write_weights(aside, tensors, shards, target)
+        _write_json(aside / "config.json", to_json(written))
+        if generation is not None:
+            _write_json(aside / "generation_config.json", generation.to_json())
+        for name, source in extra.items():
+            _copy(source, aside / name)
+        _publish(aside, folder)
+    except OSError as problem:
+        raise _failed(folder, problem) from None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)  # gone already, unless something went wrong
+    return folder
+
+
+def plan_shards(
+    tensors: Mapping[str, Tensor], dtype: torch.dtype, max_shard_bytes: int
+) -> list[list[str]]:
+    """Names in order, cut into shards of at most `max_shard_bytes` (or of one larger tensor)."""
+    shards: list[list[str]] = [[]]
+    held = 0
+    for name in sorted(tensors):
+        size = tensors[name].numel() * dtype.itemsize
+        if shards[-1] and held + size > max_shard_bytes:
+            shards.append([])
+            held = 0
+        shards[-1].append(name)
+        held += size
+    return shards
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    """Write one safetensors file, converting a tensor at a time, and see it onto the disk."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for name, tensor in tensors.items():
+        stop = position + tensor.numel() * dtype.itemsize
+        header[name] = {
+            "dtype": _CODES[dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [position, stop],
+        }
+        position = stop
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _HEADER_ALIGNMENT)
+    with path.open("xb") as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for tensor in tensors.values():
+            for chunk in _bytes_of(tensor, dtype):
+                file.write(chunk)
+        _settle(file)
+
+
+def _bytes_of(tensor: Tensor, dtype: torch.dtype) -> Iterator[memoryview]:
+    flat = tensor.detach().to(device="cpu", dtype=dtype).contiguous().reshape(-1)
+    raw = flat.view(torch.uint8).numpy().data
+    for start in range(0, len(raw), _CHUNK):
+        yield raw[start : start + _CHUNK]
+
+
+def _write_weights(
+    folder: Path, tensors: Mapping[str, Tensor], shards: Sequence[Sequence[str]], dtype: torch.dtype
+) -> None:
+    if len(shards) == 1:
+        write_safetensors(folder / SINGLE, {name: tensors[name] for name in shards[0]}, dtype)
+        return
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shards, start=1):
+        file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        write_safetensors(folder / file_name, {name: tensors[name] for name in names}, dtype)
+        weight_map.update(dict.fromkeys(names, file_name))
+    total = sum(tensor.numel() for tensor in tensors.values())
+    metadata = {"total_parameters": total, "total_size": total * dtype.itemsize}
+    _write_json(folder / INDEX, {"metadata": metadata, "weight_map": weight_map})
+
+
+def _write_json(path: Path, data: Mapping[str, Any]) -> None:
+    with path.open("xb") as file:
+        file.write(json.dumps(data, indent=2, sort_keys=True).encode() + b"\n")
+        _settle(file)
+
+
+def _copy(source: Path, target: Path) -> None:
+    with source.open("rb") as reading, target.open("xb") as writing:
+        shutil.copyfileobj(reading, writing, _CHUNK)
+        _settle(writing)
+
+
+def _settle(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _publish(aside: Path, folder: Path) -> None:
+    """Give the finished folder its name; what had the name before is moved away, then removed."""
+    umask = os.umask(0)
+    os.umask(umask)
+    aside.chmod(0o777 & ~umask)
+    _settle_folder(aside)
+    if not is_there(folder):
+        aside.rename(folder)
+    else:
+        before = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".old", dir=folder.parent))
+        folder.rename(before)
+        try:
+            aside.rename(folder)
+        except OSError:
+            before.rename(folder)
+            raise
+        shutil.rmtree(before, ignore_errors=True)
+    _settle_folder(folder.parent)
+
+
+def _settle_folder(folder: Path) -> None:
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _check_folder(folder: Path, overwrite: bool) -> None:
+    if not is_there(folder):
+        if not folder.name:
+            raise InputError(f"{folder}: cannot be a checkpoint's folder")
+        return
+    if not folder.is_dir():
+        raise InputError(f"{folder}: is a file, and a checkpoint is a folder")
+    empty = next(folder.iterdir(), None) is None
+    if not empty and not overwrite:
+        raise InputError(f"{folder}: exists already", hint="choose another folder, or overwrite it")
+    if not empty and not is_there(folder / "config.json"):
+        raise InputError(f"{folder}: is no checkpoint (no config.json) and is left alone")
+
+
+def _checked_extra(extra: Mapping[str, Path]) -> dict[str, Path]:
+    for name, source in extra.items():
+        if Path(name).name != name or name.startswith(".") or name in _OURS:
+            raise InputError(f"{name!r} cannot be the name of an extra file in a checkpoint")
+        if not source.is_file():
+            raise InputError(f"{source}: there is no such file to put into the checkpoint")
+    return dict(extra)
+
+
+def _check_space(
+    folder: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype, extra: Mapping[str, Path]
+) -> None:
+    """Say so at once when the weights cannot fit, instead of after an hour of writing."""
+    needed = sum(tensor.numel() for tensor in tensors.values()) * dtype.itemsize
+    needed += sum(source.stat().st_size for source in extra.values())
+    free = shutil.disk_usage(folder.parent).free
+    if needed > free:
+        raise CheckpointError(
+            f"{folder}: needs {needed / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB left",
+            hint="nothing was written",
+        )
+
+
+def _failed(folder: Path, problem: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"{folder}: not written: {problem.strerror or problem}",
+        hint="what was begun has been removed",
+    )
+
+
+def _dtype(dtype: torch.dtype | str | None, network: DiffusionGemma) -> torch.dtype:
+    wanted = DTYPES.get(dtype) if isinstance(dtype, str) else (dtype or network.dtype)
+    if wanted not in DTYPES.values():
+        raise InputError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype or wanted}")
+    assert wanted is not None
+    return wanted
+
+
+def _name(dtype: torch.dtype) -> Any:
+    return next(name for name, known in DTYPES.items() if known == dtype)

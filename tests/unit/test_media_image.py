@@ -170,7 +170,7 @@ def test_the_byte_limit_holds_for_files_and_bytes(tmp_path: Path) -> None:
 def test_a_bomb_is_refused_from_its_header_without_a_word(size: tuple[int, int]) -> None:
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        with pytest.raises(MediaError, match=r"allowed|damaged"):
+        with pytest.raises(MediaError, match="allowed"):
             load_image(png_claiming(*size))
     assert not seen
 

@@ -36,6 +36,7 @@ SOFT_TOKEN_BUDGETS = (70, 140, 280, 560, 1120)
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 
 _EXIF_ORIENTATION = 0x0112
+_SMALLER = "make it smaller first: the model sees less than 3 megapixels of it"
 # Pillow reports through the process-wide warning filters; one thread at a time may change them.
 _WARNINGS_LOCK = threading.Lock()
 # What decoders are seen to raise on damaged bytes, besides SfumatoErrors of our own.
@@ -249,7 +250,9 @@ def _decoding() -> Iterator[None]:
 
     try:
         yield
-    except (*_DECODER_ERRORS, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise MediaError("the image has more pixels than allowed", hint=_SMALLER) from error
+    except _DECODER_ERRORS as error:
         raise MediaError(
             "the image cannot be read: it is damaged or of another format",
             hint="PNG, JPEG, WEBP, GIF and BMP are read",
@@ -283,7 +286,7 @@ def _check_size(width: int, height: int, settings: ImageSettings) -> None:
     if width * height > settings.max_pixels:
         raise MediaError(
             f"the image is {width} x {height} pixels, more than the {settings.max_pixels} allowed",
-            hint="make it smaller first: the model sees less than 3 megapixels of it",
+            hint=_SMALLER,
         )
 
 

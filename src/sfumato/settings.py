@@ -1,0 +1,64 @@
+"""The only reader of the environment: what it says, checked once, as one frozen value."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sfumato.errors import UsageError
+
+_PREFIX = "SFUMATO_"
+_KNOWN = ("SFUMATO_MODEL", "SFUMATO_THREADS")
+_TRUE = frozenset({"1", "on", "yes", "true"})  # as huggingface_hub reads its own switches
+_MAX_THREADS = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the environment asks for. A flag of the command line goes before any of these.
+
+    `model` (SFUMATO_MODEL) is the checkpoint used when none is named, None for the small model;
+    `threads` (SFUMATO_THREADS) the CPU threads of the arithmetic, None for torch's own choice;
+    `offline` (HF_HUB_OFFLINE) forbids the network, and huggingface_hub itself obeys the same
+    variable; `color` is False under NO_COLOR (https://no-color.org) or on a terminal that calls
+    itself `dumb`.
+    """
+
+    model: str | None = None
+    threads: int | None = None
+    offline: bool = False
+    color: bool = True
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
+        """Read `environment`, or the process's own when it is None.
+
+        Raises UsageError for a SFUMATO_ variable that does not exist or holds no usable value:
+        a misspelt one would otherwise be ignored in silence.
+        """
+        found = os.environ if environment is None else environment
+        for name in sorted(found):
+            if name.startswith(_PREFIX) and name not in _KNOWN:
+                raise UsageError(
+                    f"{name} is set, but sfumato reads no such variable",
+                    hint=f"known are {', '.join(_KNOWN)}",
+                )
+        return cls(
+            model=found.get("SFUMATO_MODEL", "").strip() or None,
+            threads=_threads(found.get("SFUMATO_THREADS", "").strip()),
+            offline=found.get("HF_HUB_OFFLINE", "").strip().lower() in _TRUE,
+            color=not found.get("NO_COLOR") and found.get("TERM") != "dumb",
+        )
+
+
+def _threads(text: str) -> int | None:
+    if not text:
+        return None
+    plain = text.isascii() and text.isdigit() and len(text) <= len(str(_MAX_THREADS))
+    if not plain or not 1 <= int(text) <= _MAX_THREADS:
+        raise UsageError(
+            f"SFUMATO_THREADS is {text[:40]!r}, not a number of threads from 1 to {_MAX_THREADS}",
+            hint="unset it to let torch choose",
+        )
+    return int(text)

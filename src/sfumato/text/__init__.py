@@ -1,0 +1,1 @@
+"""Text in and out: tokens, the checkpoint's chat template, conversations, thoughts."""

@@ -201,11 +201,14 @@ def _open(av: Any, data: bytes, container: str, settings: VideoSettings) -> Any:
         opened.close()
         raise MediaError("the file has no video in it")
     stream = opened.streams.video[0]
-    width, height = stream.codec_context.width, stream.codec_context.height
-    if width < 1 or height < 1 or width * height > settings.image.max_pixels:
+    codec = stream.codec_context  # None for a codec that this PyAV does not know
+    if codec is None or codec.width < 1 or codec.height < 1:
+        opened.close()
+        raise _unreadable()
+    if codec.width * codec.height > settings.image.max_pixels:
         opened.close()
         raise MediaError(
-            f"the video's frames are {width} x {height} pixels, outside the "
+            f"the video's frames are {codec.width} x {codec.height} pixels, more than the "
             f"{settings.image.max_pixels} allowed"
         )
     return opened

@@ -62,6 +62,11 @@ def draw(kind: str, split: Split, make: Callable[[], T]) -> T:
             return value
 
 
+def listed(text: str) -> tuple[str, ...]:
+    """The words of a text: how long lists of plain words are written here."""
+    return tuple(text.split())
+
+
 def vary(rng: random.Random, text: str) -> str:
     """The same request as people type it: other first letter, final mark added or dropped."""
     roll = rng.random()

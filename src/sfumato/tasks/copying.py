@@ -10,12 +10,42 @@ from sfumato.tasks.base import Example, Split, exact, generator
 from sfumato.tasks.extraction import clock, compact, day_text, email
 
 REPEAT = (
-    ("Repeat: {}", "Repeat: {}", "Copy: {}", "Say: {}", "Echo: {}", "Repeat after me: {}", "Repeat this: {}")
-    + ("Write exactly: {}", "Type this: {}", "Copy this text: {}", "Say this again: {}", "Output: {}")
-)  # fmt: skip
-SPELL = ("Spell: {}", "Spell {}", "Spell the word {}", "Letters of {}", "Letter by letter: {}", "Spell it: {}")
-JOIN = ("Join: {}", "Join the letters: {}", "Unspell: {}", "Put together: {}", "Join {}", "Word from: {}")
-LIST = ("As a JSON list: {}", "JSON list: {}", "List as JSON: {}", "To a JSON array: {}", "JSON array: {}")
+    "Repeat: {}",
+    "Repeat: {}",
+    "Copy: {}",
+    "Say: {}",
+    "Echo: {}",
+    "Repeat after me: {}",
+    "Repeat this: {}",
+    "Write exactly: {}",
+    "Type this: {}",
+    "Copy this text: {}",
+    "Say this again: {}",
+    "Output: {}",
+)
+SPELL = (
+    "Spell: {}",
+    "Spell {}",
+    "Spell the word {}",
+    "Letters of {}",
+    "Letter by letter: {}",
+    "Spell it: {}",
+)
+JOIN = (
+    "Join: {}",
+    "Join the letters: {}",
+    "Unspell: {}",
+    "Put together: {}",
+    "Join {}",
+    "Word from: {}",
+)
+LIST = (
+    "As a JSON list: {}",
+    "JSON list: {}",
+    "List as JSON: {}",
+    "To a JSON array: {}",
+    "JSON array: {}",
+)
 QUOTE = ("Quote: {}", "Put in quotes: {}", "In quotes: {}", "Quote this: {}", "Add quotes: {}")
 
 

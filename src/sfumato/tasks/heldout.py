@@ -15,7 +15,9 @@ from sfumato.tasks.registry import task
 def heldout(name: str, n: int, seed: int) -> list[Example]:
     """The first `n` held-out examples of a task (`sudoku:10-40`, `dates`, ...)."""
     if n < 1:
-        raise InputError(f"a held-out set of {n} examples cannot be written", hint="ask for 1 or more")
+        raise InputError(
+            f"a held-out set of {n} examples cannot be written", hint="ask for 1 or more"
+        )
     source = task(name)
     return [source.example(seed, index, "heldout") for index in range(n)]
 

@@ -16,13 +16,18 @@ from sfumato.tasks.sudoku import Bytes, sample_batch, sudoku_example, text_of
 
 Family = Literal["sudoku", "text"]
 TEXT_WEIGHTS: dict[str, float] = {
-    "dates": 0.12, "numbers": 0.15, "units": 0.15, "json": 0.25, "tools": 0.2, "copy": 0.13,
-}  # fmt: skip
+    "dates": 0.12,
+    "numbers": 0.15,
+    "units": 0.15,
+    "json": 0.25,
+    "tools": 0.2,
+    "copy": 0.13,
+}
 
 
 @dataclass(frozen=True)
 class HoleCurriculum:
-    """Uniform 5-25 at first; linearly to 10-55 at `ramp`, `hard` of it then from the upper 30-55."""
+    """Uniform 5-25 at first, linearly to 10-55 at `ramp`; then `hard` of it is from 30-55."""
 
     ramp: float = 0.35
     hard: float = 0.6
@@ -57,9 +62,7 @@ class Mixture:
         self.bank = sudoku_bank
         self.curriculum = curriculum or HoleCurriculum()
 
-    def batch(
-        self, step: int, family: Family, size: int, progress: float = 1.0
-    ) -> list[Example]:
+    def batch(self, step: int, family: Family, size: int, progress: float = 1.0) -> list[Example]:
         """`size` examples of training step `step`; `progress` moves the Sudoku curriculum only."""
         if family == "sudoku":
             return self._sudoku(step, size, progress)

@@ -5,26 +5,60 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from sfumato.tasks.base import Example, Split, exact, generator, held_out, vary
+from sfumato.tasks.base import Example, Split, exact, generator, held_out, listed, vary
 
-_SMALL = tuple(
-    """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
-    sixteen seventeen eighteen nineteen""".split()
+_SMALL = listed(
+    """
+    zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
+    sixteen seventeen eighteen nineteen
+    """
 )
-_TENS = ("", "", *"twenty thirty forty fifty sixty seventy eighty ninety".split())
+_TENS = ("", "", *listed("twenty thirty forty fifty sixty seventy eighty ninety"))
 TO_DIGITS = (
-    ("{}", "{}", "{}", "{} in digits", "Write in digits: {}", "{} as a number", "In digits: {}")
-    + ("Write {} in digits.", "Digits: {}", "number: {}", "Convert to digits: {}", "Number: {}")
-    + ("What number is {}?", "What is {} in digits?", "Convert {} to a number.", "{} = ?")
-    + ("Write {} as a number.", "{} to digits", "Write this number in digits: {}", "Numeral: {}")
-    + ("Convert the words {} to digits", "Please write {} in figures.", "in figures: {}")
+    "{}",
+    "{}",
+    "{}",
+    "{} in digits",
+    "Write in digits: {}",
+    "{} as a number",
+    "In digits: {}",
+    "Write {} in digits.",
+    "Digits: {}",
+    "number: {}",
+    "Convert to digits: {}",
+    "Number: {}",
+    "What number is {}?",
+    "What is {} in digits?",
+    "Convert {} to a number.",
+    "{} = ?",
+    "Write {} as a number.",
+    "{} to digits",
+    "Write this number in digits: {}",
+    "Numeral: {}",
+    "Convert the words {} to digits",
+    "Please write {} in figures.",
+    "in figures: {}",
 )
 TO_WORDS = (
-    ("{} in words", "Write in words: {}", "Write {} in words.", "In words: {}", "Words: {}")
-    + ("Spell out {}", "Spell out the number {}.", "words: {}", "Convert to words: {}")
-    + ("What is {} in words?", "Convert {} to words.", "{} to words", "Say {} in words.")
-    + ("How do you write {} in words?", "Write the number {} in words", "{} as words")
-    + ("How is {} written in words?", "Number to words: {}", "Please write {} in words.")
+    "{} in words",
+    "Write in words: {}",
+    "Write {} in words.",
+    "In words: {}",
+    "Words: {}",
+    "Spell out {}",
+    "Spell out the number {}.",
+    "words: {}",
+    "Convert to words: {}",
+    "What is {} in words?",
+    "Convert {} to words.",
+    "{} to words",
+    "Say {} in words.",
+    "How do you write {} in words?",
+    "Write the number {} in words",
+    "{} as words",
+    "How is {} written in words?",
+    "Number to words: {}",
+    "Please write {} in words.",
 )
 
 
@@ -62,7 +96,9 @@ def _number(rng: random.Random) -> int:
     length = rng.randint(1, 6)
     n = rng.randrange(10**length)
     zeros = rng.randrange(length) if roll < 0.65 else 0
-    return max(n // 10**zeros, roll < 0.64) * 10**zeros
+    least = 1 if roll < 0.64 else 0
+    power: int = 10**zeros
+    return max(n // power, least) * power
 
 
 def number(rng: random.Random, split: Split) -> int:

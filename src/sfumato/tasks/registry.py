@@ -34,4 +34,6 @@ def task(name: str) -> Task:
         return Sudoku()
     if found := re.fullmatch(r"sudoku:(\d{1,2})-(\d{1,2})", name):
         return Sudoku(int(found[1]), int(found[2]))
-    raise InputError(f"there is no task {name!r}", hint=f"tasks: {', '.join(TASKS)}, sudoku:LOW-HIGH")
+    raise InputError(
+        f"there is no task {name!r}", hint=f"tasks: {', '.join(TASKS)}, sudoku:LOW-HIGH"
+    )

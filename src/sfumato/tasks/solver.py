@@ -14,7 +14,7 @@ UNITS: tuple[tuple[int, ...], ...] = tuple(
 )
 UNITS_OF = tuple(tuple(u for u in UNITS if c in u) for c in CELLS)
 PEERS = tuple(tuple(sorted({p for u in UNITS_OF[c] for p in u} - {c})) for c in CELLS)
-COUNT = tuple(bin(m).count("1") for m in range(512))
+COUNT = tuple(m.bit_count() for m in range(512))
 BITS = tuple(tuple(1 << d for d in range(9) if m >> d & 1) for m in range(512))
 
 
@@ -125,9 +125,7 @@ def _forced(masks: list[int], used: list[int], cell: int, bit: int) -> bool:
     """Whether the givens alone force `bit` here: a naked single, or a hidden one in a unit."""
     if not ALL & ~(used[cell] | bit):
         return True
-    return any(
-        all(masks[c] or used[c] & bit for c in unit if c != cell) for unit in UNITS_OF[cell]
-    )
+    return any(all(masks[c] or used[c] & bit for c in unit if c != cell) for unit in UNITS_OF[cell])
 
 
 def dig(solution: list[int], rng: random.Random, most: int) -> list[int]:

@@ -141,6 +141,7 @@ class Sudoku:
 
     @property
     def name(self) -> str:
+        """`sudoku:LOW-HIGH`."""
         return f"sudoku:{self.fewest}-{self.most}"
 
     def example(self, seed: int, index: int, split: Split = "train") -> Example:

@@ -54,10 +54,22 @@ UNITS = {
 }
 _D = Decimal
 CONVERSIONS = (
-    *(Conversion(a, b, _D(f)) for a, b, f in (("km", "m", 1000), ("m", "cm", 100), ("cm", "mm", 10))),
-    *(Conversion(a, b, _D(f)) for a, b, f in (("kg", "g", 1000), ("l", "ml", 1000), ("m", "mm", 1000))),
-    *(Conversion(b, a, _D(f)) for a, b, f in (("km", "m", "0.001"), ("m", "cm", "0.01"), ("cm", "mm", "0.1"))),
-    *(Conversion(b, a, _D(f)) for a, b, f in (("kg", "g", "0.001"), ("l", "ml", "0.001"), ("m", "mm", "0.001"))),
+    *(
+        Conversion(a, b, _D(f))
+        for a, b, f in (("km", "m", 1000), ("m", "cm", 100), ("cm", "mm", 10))
+    ),
+    *(
+        Conversion(a, b, _D(f))
+        for a, b, f in (("kg", "g", 1000), ("l", "ml", 1000), ("m", "mm", 1000))
+    ),
+    *(
+        Conversion(b, a, _D(f))
+        for a, b, f in (("km", "m", "0.001"), ("m", "cm", "0.01"), ("cm", "mm", "0.1"))
+    ),
+    *(
+        Conversion(b, a, _D(f))
+        for a, b, f in (("kg", "g", "0.001"), ("l", "ml", "0.001"), ("m", "mm", "0.001"))
+    ),
     Conversion("h", "min", _D(60), 100, _D("0.5")),
     Conversion("min", "h", _D(1) / _D(60), 160, _D(15)),
     Conversion("min", "s", _D(60), 150),
@@ -70,15 +82,34 @@ CONVERSIONS = (
     Conversion("dozen", "items", _D(12), 99),
     Conversion("items", "dozen", _D(1) / _D(12), 99, _D(12)),
     Conversion("in", "cm", _D("2.54"), 99, weight=1.4),
-)  # fmt: skip
+)
 WORDINGS = (
-    ("Convert {v} to {t}", "Convert {v} to {t}.", "convert {v} into {t}", "{v} in {t}", "{v} to {t}")
-    + ("How many {t} are in {v}?", "How many {t} is {v}?", "What is {v} in {t}?", "{v} = ? {t}")
-    + ("How many {t} are there in {v}?", "Express {v} in {t}.", "{v} -> {t}", "Change {v} to {t}")
-    + ("Give {v} in {t}.", "{v} as {t}", "{v} in {t}?", "Unit conversion: {v} to {t}")
-    + ("What's {v} in {t}?", "Please convert {v} to {t}.", "Write {v} in {t}.", "{v} equals how many {t}?")
-    + ("{v} is how many {t}?", "How much is {v} in {t}?", "Convert: {v} to {t}", "{v} into {t}")
-)  # fmt: skip
+    "Convert {v} to {t}",
+    "Convert {v} to {t}.",
+    "convert {v} into {t}",
+    "{v} in {t}",
+    "{v} to {t}",
+    "How many {t} are in {v}?",
+    "How many {t} is {v}?",
+    "What is {v} in {t}?",
+    "{v} = ? {t}",
+    "How many {t} are there in {v}?",
+    "Express {v} in {t}.",
+    "{v} -> {t}",
+    "Change {v} to {t}",
+    "Give {v} in {t}.",
+    "{v} as {t}",
+    "{v} in {t}?",
+    "Unit conversion: {v} to {t}",
+    "What's {v} in {t}?",
+    "Please convert {v} to {t}.",
+    "Write {v} in {t}.",
+    "{v} equals how many {t}?",
+    "{v} is how many {t}?",
+    "How much is {v} in {t}?",
+    "Convert: {v} to {t}",
+    "{v} into {t}",
+)
 
 
 def plain(value: Decimal) -> str:

@@ -21,9 +21,22 @@ from sfumato.tasks.sudoku import WORDINGS
 
 VOCABULARY = 2048
 SPECIAL = (
-    ("<pad>", "<eos>", "<bos>", "<unk>", "<|turn>", "<turn|>", "<|channel>", "<channel|>", "<|think|>")
-    + ("<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>")
-    + ("<|image>", "<image|>", "<|image_soft|>")
+    "<pad>",
+    "<eos>",
+    "<bos>",
+    "<unk>",
+    "<|turn>",
+    "<turn|>",
+    "<|channel>",
+    "<channel|>",
+    "<|think|>",
+    "<|tool_call>",
+    "<tool_call|>",
+    "<|tool_response>",
+    "<tool_response|>",
+    "<|image>",
+    "<image|>",
+    "<|image_soft|>",
 )
 _ROLES = ("user", "model", "system", "thought")
 _FIRST = "0123456789."

@@ -1,6 +1,8 @@
 """Common English words, from public-domain tales and from everyday errands, for the text tasks."""
 
-WORDS: tuple[str, ...] = tuple(
+from sfumato.tasks.base import listed
+
+WORDS: tuple[str, ...] = listed(
     """
 tell while green thing white find morning called water knew child another going boy look every
 forest hand whole next children each room world lay however left something done bird most own our
@@ -220,5 +222,5 @@ microwave freezer vacuum heater drill hammer screwdriver brush notebook pencil m
 envelope calendar agenda software update release backup server database network password payment
 refund discount coupon parking garage engine tire brake playlist guitar piano violin drums jazz
 techno blues podcast movie cinema theater gallery library bathroom lounge basement attic terrace
-""".split()
+"""
 )

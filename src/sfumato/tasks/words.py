@@ -5,65 +5,91 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from sfumato.tasks.base import Split, held_out
+from sfumato.tasks.base import Split, held_out, listed
 from sfumato.tasks.vocabulary_words import WORDS
 
-FIRST_NAMES = tuple(
-    """Anna Maria Peter John Mary Robert Linda Michael Susan David Laura James Emma Oliver Sophia
-    Liam Noah Ava Mia Lucas Ethan Isabella Charlotte Amelia Harper Evelyn Abigail Emily Ella Scarlett
+FIRST_NAMES = listed(
+    """
+    Anna Maria Peter John Mary Robert Linda Michael Susan David Laura James Emma Oliver Sophia Liam
+    Noah Ava Mia Lucas Ethan Isabella Charlotte Amelia Harper Evelyn Abigail Emily Ella Scarlett
     Grace Chloe Victoria Riley Aria Lily Aurora Zoe Nora Hannah Layla Zara Omar Ali Yusuf Fatima
     Aisha Hassan Ibrahim Leila Samir Nadia Karim Tariq Priya Arjun Rahul Anjali Ravi Sunita Deepak
-    Kavya Rohan Wei Mei Jun Ling Hiroshi Yuki Sakura Kenji Akira Haruto Min Jisoo Tuan Linh Ivan Olga
-    Dmitri Natasha Boris Svetlana Pavel Katya Marek Zofia Piotr Agnieszka Lars Ingrid Sven Astrid Erik
-    Freya Bjorn Hans Greta Klaus Heidi Jürgen Günter Pierre Marie Jean Claire François Élodie Luc
-    Camille Giulia Marco Luca Francesca Paolo Chiara Carlos Lucia José Elena Miguel Carmen Pablo Sofía
-    Diego Valentina João Ana Paulo Beatriz Rui Inês Kwame Ama Kofi Zuri Thabo Lerato Chidi Ngozi Amara
-    Tom Tim Kim Sam Max Ben Ian Joe Amy Eva Leo Kai Bo Jo Al Ed Alice Bob Carol Dave Eve Frank Henry
-    George William Thomas Daniel Matthew Andrew Joshua Kevin Brian Jason Jeffrey Ryan Jacob Gary
-    Nicholas Eric Jonathan Stephen Larry Justin Scott Brandon Benjamin Samuel Gregory Alexander
-    Patrick Jack Dennis Jerry Tyler Aaron Nathan Adam Zachary Walter Kyle Harold Carl Jeremy Keith
-    Roger Gerald Arthur Terry Sean Christian Austin Albert Jesse Willie Patricia Jennifer Elizabeth
-    Barbara Jessica Sarah Karen Nancy Lisa Betty Margaret Sandra Ashley Kimberly Donna Michelle
-    Dorothy Amanda Melissa Deborah Stephanie Rebecca Sharon Cynthia Kathleen Helen Angela Shirley
-    Brenda Pamela Nicole Ruth Katherine Samantha Christine Catherine Virginia Debra Rachel Janet""".split()
+    Kavya Rohan Wei Mei Jun Ling Hiroshi Yuki Sakura Kenji Akira Haruto Min Jisoo Tuan Linh Ivan
+    Olga Dmitri Natasha Boris Svetlana Pavel Katya Marek Zofia Piotr Agnieszka Lars Ingrid Sven
+    Astrid Erik Freya Bjorn Hans Greta Klaus Heidi Jürgen Günter Pierre Marie Jean Claire François
+    Élodie Luc Camille Giulia Marco Luca Francesca Paolo Chiara Carlos Lucia José Elena Miguel
+    Carmen Pablo Sofía Diego Valentina João Ana Paulo Beatriz Rui Inês Kwame Ama Kofi Zuri Thabo
+    Lerato Chidi Ngozi Amara Tom Tim Kim Sam Max Ben Ian Joe Amy Eva Leo Kai Bo Jo Al Ed Alice Bob
+    Carol Dave Eve Frank Henry George William Thomas Daniel Matthew Andrew Joshua Kevin Brian Jason
+    Jeffrey Ryan Jacob Gary Nicholas Eric Jonathan Stephen Larry Justin Scott Brandon Benjamin
+    Samuel Gregory Alexander Patrick Jack Dennis Jerry Tyler Aaron Nathan Adam Zachary Walter Kyle
+    Harold Carl Jeremy Keith Roger Gerald Arthur Terry Sean Christian Austin Albert Jesse Willie
+    Patricia Jennifer Elizabeth Barbara Jessica Sarah Karen Nancy Lisa Betty Margaret Sandra Ashley
+    Kimberly Donna Michelle Dorothy Amanda Melissa Deborah Stephanie Rebecca Sharon Cynthia
+    Kathleen Helen Angela Shirley Brenda Pamela Nicole Ruth Katherine Samantha Christine Catherine
+    Virginia Debra Rachel Janet
+    """
 )
-SURNAMES = tuple(
-    """Smith Johnson Williams Brown Jones Garcia Miller Davis Rodriguez Martinez Hernandez Lopez
-    Gonzalez Wilson Anderson Thomas Taylor Moore Jackson Martin Lee Perez Thompson White Harris Sanchez
-    Clark Ramirez Lewis Robinson Walker Young Allen King Wright Scott Torres Nguyen Hill Flores Green
-    Adams Nelson Baker Hall Rivera Campbell Mitchell Carter Roberts Schmidt Müller Weber Fischer Meyer
-    Wagner Becker Hoffmann Schulz Koch Richter Klein Wolf Schröder Neumann Braun Zimmermann Krüger
-    Rossi Russo Ferrari Esposito Bianchi Romano Colombo Ricci Marino Greco Dubois Durand Leroy Moreau
-    Laurent Lefebvre Ivanov Petrov Sidorov Kowalski Nowak Novak Svoboda Horvat Nagy Kovacs Popescu
-    Papadopoulos Yilmaz Kaya Demir Khan Ahmed Hussain Patel Sharma Singh Kumar Gupta Das Rao Chen
-    Wang Zhang Liu Yang Huang Zhao Wu Zhou Tanaka Suzuki Sato Watanabe Kim Park Choi Tran Pham
-    Okafor Adeyemi Mensah Nkosi Dlamini Silva Santos Oliveira Souza Pereira Costa Almeida O'Brien
-    O'Neill O'Connor McDonald McCarthy MacLeod Johansson Andersson Nilsson Hansen Olsen Larsen""".split()
+SURNAMES = listed(
+    """
+    Smith Johnson Williams Brown Jones Garcia Miller Davis Rodriguez Martinez Hernandez Lopez
+    Gonzalez Wilson Anderson Thomas Taylor Moore Jackson Martin Lee Perez Thompson White Harris
+    Sanchez Clark Ramirez Lewis Robinson Walker Young Allen King Wright Scott Torres Nguyen Hill
+    Flores Green Adams Nelson Baker Hall Rivera Campbell Mitchell Carter Roberts Schmidt Müller
+    Weber Fischer Meyer Wagner Becker Hoffmann Schulz Koch Richter Klein Wolf Schröder Neumann
+    Braun Zimmermann Krüger Rossi Russo Ferrari Esposito Bianchi Romano Colombo Ricci Marino Greco
+    Dubois Durand Leroy Moreau Laurent Lefebvre Ivanov Petrov Sidorov Kowalski Nowak Novak Svoboda
+    Horvat Nagy Kovacs Popescu Papadopoulos Yilmaz Kaya Demir Khan Ahmed Hussain Patel Sharma Singh
+    Kumar Gupta Das Rao Chen Wang Zhang Liu Yang Huang Zhao Wu Zhou Tanaka Suzuki Sato Watanabe Kim
+    Park Choi Tran Pham Okafor Adeyemi Mensah Nkosi Dlamini Silva Santos Oliveira Souza Pereira
+    Costa Almeida O'Brien O'Neill O'Connor McDonald McCarthy MacLeod Johansson Andersson Nilsson
+    Hansen Olsen Larsen
+    """
 )
-CITIES = tuple(
-    """Paris London Berlin Madrid Rome Lisbon Vienna Prague Warsaw Budapest Athens Dublin Oslo
+CITIES = listed(
+    """
+    Paris London Berlin Madrid Rome Lisbon Vienna Prague Warsaw Budapest Athens Dublin Oslo
     Stockholm Helsinki Copenhagen Amsterdam Brussels Zurich Geneva Munich Hamburg Cologne Frankfurt
-    Milan Naples Turin Florence Venice Barcelona Valencia Seville Porto Lyon Marseille Nice Bordeaux
-    Moscow Kyiv Minsk Riga Vilnius Tallinn Istanbul Ankara Cairo Lagos Nairobi Accra Johannesburg
-    Casablanca Tunis Tehran Baghdad Dubai Riyadh Doha Mumbai Delhi Kolkata Chennai Bangalore Karachi
-    Lahore Dhaka Bangkok Hanoi Jakarta Manila Singapore Tokyo Osaka Kyoto Seoul Busan Beijing Shanghai
-    Shenzhen Taipei Sydney Melbourne Brisbane Perth Auckland Wellington Toronto Montreal Vancouver
-    Ottawa Chicago Boston Seattle Denver Austin Dallas Houston Phoenix Miami Atlanta Detroit Portland
-    Lima Bogota Quito Santiago Caracas Havana Zürich Málaga Kraków Gdańsk Bologna Leeds Bristol
-    Glasgow Edinburgh Cardiff Belfast Oxford Cambridge Liverpool Manchester""".split()
+    Milan Naples Turin Florence Venice Barcelona Valencia Seville Porto Lyon Marseille Nice
+    Bordeaux Moscow Kyiv Minsk Riga Vilnius Tallinn Istanbul Ankara Cairo Lagos Nairobi Accra
+    Johannesburg Casablanca Tunis Tehran Baghdad Dubai Riyadh Doha Mumbai Delhi Kolkata Chennai
+    Bangalore Karachi Lahore Dhaka Bangkok Hanoi Jakarta Manila Singapore Tokyo Osaka Kyoto Seoul
+    Busan Beijing Shanghai Shenzhen Taipei Sydney Melbourne Brisbane Perth Auckland Wellington
+    Toronto Montreal Vancouver Ottawa Chicago Boston Seattle Denver Austin Dallas Houston Phoenix
+    Miami Atlanta Detroit Portland Lima Bogota Quito Santiago Caracas Havana Zürich Málaga Kraków
+    Gdańsk Bologna Leeds Bristol Glasgow Edinburgh Cardiff Belfast Oxford Cambridge Liverpool
+    Manchester
+    """
 )
 TWO_WORD_CITIES = (
-    ("New York", "Los Angeles", "San Francisco", "Buenos Aires", "Mexico City", "Hong Kong")
-    + ("São Paulo", "Cape Town", "Tel Aviv", "Rio de Janeiro", "Abu Dhabi", "New Delhi")
-    + ("Las Vegas", "San Diego", "Kuala Lumpur", "Saint Petersburg", "Addis Ababa", "Salt Lake City")
+    "New York",
+    "Los Angeles",
+    "San Francisco",
+    "Buenos Aires",
+    "Mexico City",
+    "Hong Kong",
+    "São Paulo",
+    "Cape Town",
+    "Tel Aviv",
+    "Rio de Janeiro",
+    "Abu Dhabi",
+    "New Delhi",
+    "Las Vegas",
+    "San Diego",
+    "Kuala Lumpur",
+    "Saint Petersburg",
+    "Addis Ababa",
+    "Salt Lake City",
 )
-_ONSETS = tuple("b c d f g h j k l m n p r s t v w z b c d g k l m n p r s t v y qu x".split()) + tuple(
-    "br ch cl cr dr fl fr gl gr kh kl kr ph pl pr sc sh sk sl sn sp st sv th tr tw wh zh".split()
+_ONSETS = listed("b c d f g h j k l m n p r s t v w z b c d g k l m n p r s t v y qu x") + listed(
+    "br ch cl cr dr fl fr gl gr kh kl kr ph pl pr sc sh sk sl sn sp st sv th tr tw wh zh"
 )
-_VOWELS = tuple("a e i o u a e i o u a e i o u a e i o u a e i o y ai au ea ee ei eo ia ie io oa oo ou ue ay ey".split())
-_CODAS = tuple("n r s l m t k d n r s l n r s l m n ck ld lf ll lm ln lt mb nd ng nk nn ns nt nz".split()) + tuple(
-    "p b g x z v rd rk rl rm rn rs rt rz sch sh sk ss st th tt tz ff gh hn ch f h w".split()
+_VOWELS = listed(
+    "a e i o u a e i o u a e i o u a e i o u a e i o y ai au ea ee ei eo ia ie io oa oo ou ue ay ey"
 )
+_CODAS = listed(
+    "n r s l m t k d n r s l n r s l m n ck ld lf ll lm ln lt mb nd ng nk nn ns nt nz"
+) + listed("p b g x z v rd rk rl rm rn rs rt rz sch sh sk ss st th tt tz ff gh hn ch f h w")
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -97,9 +123,7 @@ def _pick(split: Split, make: Callable[[], str]) -> str:
 
 def word(rng: random.Random, split: Split) -> str:
     """One lower-case word: three in five English, the others made up."""
-    return _pick(
-        split, lambda: rng.choice(WORDS) if rng.random() < 0.6 else syllables(rng, 3)
-    )
+    return _pick(split, lambda: rng.choice(WORDS) if rng.random() < 0.6 else syllables(rng, 3))
 
 
 def phrase(rng: random.Random, split: Split, fewest: int = 1, most: int = 3) -> str:
@@ -152,7 +176,9 @@ def city(rng: random.Random, split: Split) -> str:
 
     text = _pick(split, make)
     if rng.random() < 0.04:
-        text = rng.choice(("New", "San", "Port", "Saint", "El", "Fort", "Bad", "North")) + " " + text
+        text = (
+            rng.choice(("New", "San", "Port", "Saint", "El", "Fort", "Bad", "North")) + " " + text
+        )
     return text
 
 

@@ -11,44 +11,39 @@ from torch.nn import functional
 from sfumato.config.model import TextConfig
 from sfumato.model.mlp import gelu
 
-ExpertsMode = Literal["auto", "loop", "dense"]
-
-# Below this many expert columns in all (E * F), one wide product over every expert costs less than
-# finding out which rows belong to which expert.
-DENSE_WIDTH = 1024
+ExpertsMode = Literal["loop", "dense"]
 
 
 class Experts(nn.Module):
     """E gated MLPs of width F; each row is a weighted sum over the K that its router chose.
 
     `mode` "loop" gathers the rows of each expert in turn. "dense" computes every expert for every
-    row and multiplies those not chosen by zero: the same sum, without data-dependent shapes, hence
-    the form for small models and for compiled training. "auto" picks by the experts' total width.
+    row and multiplies those not chosen by zero: the same sum but for rounding, without
+    data-dependent shapes, hence the form for small models and for compiled training.
     """
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         experts, inner, hidden = config.num_experts, config.moe_intermediate_size, config.hidden_size
-        self.mode: ExpertsMode = "auto"
+        self.mode: ExpertsMode = "loop"
         self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * inner, hidden))
         self.down_proj = nn.Parameter(torch.empty(experts, hidden, inner))
 
     def forward(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         """Mix [R, D] for rows `x` [R, D], `weights` fp32 [R, K] and expert numbers [R, K]."""
-        mode = self.mode
-        if mode == "auto":
-            experts, _, inner = self.down_proj.shape
-            mode = "dense" if experts * inner <= DENSE_WIDTH else "loop"
-        return self._dense(x, weights, chosen) if mode == "dense" else self._loop(x, weights, chosen)
+        mix = self._dense if self.mode == "dense" else self._loop
+        return mix(x, weights, chosen)
 
     def _loop(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
-        mixed = torch.zeros_like(x)
+        # The weighted parts are summed in the order in which the router ranked the experts, not in
+        # the order of their numbers: so does the reference, and the last bit shows it.
+        parts = weights.new_empty(*chosen.shape, x.shape[-1])
         for expert in torch.unique(chosen).tolist():
             rows, slot = torch.where(chosen == expert)
             gate, up = functional.linear(x[rows], self.gate_up_proj[expert]).chunk(2, dim=-1)
             part = functional.linear(gelu(gate) * up, self.down_proj[expert])
-            mixed.index_add_(0, rows, (part * weights[rows, slot, None]).to(mixed.dtype))
-        return mixed
+            parts[rows, slot] = part * weights[rows, slot, None]
+        return parts.sum(dim=1).to(x.dtype)
 
     def _dense(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         experts, hidden, inner = self.down_proj.shape

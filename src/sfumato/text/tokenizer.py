@@ -177,10 +177,10 @@ class Tokenizer:
             )
 
     def _check_runs_stand_alone(self) -> None:
-        """Refuse a tokenizer whose text depends on the control tokens around it.
+        """Refuse a tokenizer whose text depends on where in the prompt it stands.
 
         Prompts are tokenised run by run between control tokens. That is what the whole at once
-        gives, unless the file strips spaces beside control tokens or puts prefixes before text.
+        gives, unless the file puts a prefix before the first run only.
         """
         shown = sorted(self.control, key=self.control.__getitem__)[:16]
         text = "".join(f"{spelling}a{spelling} b \n\n" for spelling in shown) + "c"
@@ -191,7 +191,7 @@ class Tokenizer:
         if whole != self.encode_prompt(self.spellings.split(marked, "\0")):
             raise TokenizerError(
                 f"{self._source}: text is tokenised differently beside control tokens",
-                hint="sfumato reads tokenizers without prefixes and without stripped spaces",
+                hint="sfumato reads tokenizers that put no prefix before the first text",
             )
 
 
@@ -235,6 +235,11 @@ def _control_tokens(backend: Backend, named: Mapping[str, str], source: str) -> 
         if not added.content:
             raise TokenizerError(f"{source}: the added token {token_id} is empty")
         if added.special or added.content in names or looks_like_control(added.content):
+            if added.lstrip or added.rstrip or added.single_word:
+                raise TokenizerError(
+                    f"{source}: the control token {added.content!r} takes text beside it with it",
+                    hint="sfumato reads tokenizers without lstrip, rstrip and single_word there",
+                )
             control[added.content] = token_id
             # Special for the library too: it then leaves the spelling alone in plain text.
             added.special = True

@@ -1,0 +1,315 @@
+"""The programming interface: `load` a checkpoint, `encode`, `denoise`, `generate`, `answer`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from sfumato.config.generation import GenerationConfig, load_generation_config
+from sfumato.config.model import ModelConfig
+from sfumato.diffusion.autoregressive import generate_autoregressive
+from sfumato.diffusion.events import Generation
+from sfumato.diffusion.loop import OnCommit, OnStep, Watchers, generate
+from sfumato.diffusion.samplers import Draws, draws_for
+from sfumato.errors import ContextLengthError, InputError
+from sfumato.kv.cache import KVCache
+from sfumato.model.diffusion_gemma import DiffusionGemma
+from sfumato.text.chat import Chat, Message
+from sfumato.text.template import ChatTemplate
+from sfumato.text.thoughts import parse
+from sfumato.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from sfumato.media.image import ImageInput, ImageSource
+
+Mode = Literal["diffusion", "autoregressive"]
+
+SMALL_FOLDER = Path(__file__).parent / "small"
+# Up to this many expert columns in all (E * F), one wide product over every expert is cheaper than
+# finding out which rows belong to which expert.
+DENSE_EXPERTS_WIDTH = 1024
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint ready to use. Shapes: B rows, T tokens, L canvas positions, V vocabulary."""
+
+    network: DiffusionGemma
+    generation_config: GenerationConfig
+    folder: Path | None = None
+    revision: str | None = None
+
+    @property
+    def config(self) -> ModelConfig:
+        """The checkpoint's shapes."""
+        return self.network.config
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The checkpoint's tokenizer. Raises TokenizerError if it has none or a damaged one."""
+        tokenizer = Tokenizer.from_folder(self._files())
+        tokenizer.check_matches(self.config)
+        return tokenizer
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """The checkpoint's chat template. Raises TemplateError if there is none."""
+        return ChatTemplate.from_folder(self._files(), self.tokenizer)
+
+    @cached_property
+    def chat(self) -> Chat:
+        """Tokenizer and template together."""
+        return Chat(self.tokenizer, self.template)
+
+    def encode(
+        self,
+        input_ids: Tensor,
+        cache: KVCache | None = None,
+        *,
+        attention_mask: Tensor | None = None,
+        images: Sequence[ImageSource | ImageInput] | None = None,
+    ) -> KVCache:
+        """Read `input_ids` [B, T] causally; with `cache`, append to it. Returns the cache.
+
+        `attention_mask` [B, T] is false (0) on padding. `images` are pictures in the order of
+        their places in the ids, each place written as its soft tokens (`config.image_token_id`).
+        Raises InputError for ids that are out of range, and ContextLengthError.
+        """
+        return self.encode_hidden(input_ids, cache, attention_mask=attention_mask, images=images)[1]
+
+    @torch.inference_mode()
+    def encode_hidden(
+        self,
+        input_ids: Tensor,
+        cache: KVCache | None = None,
+        *,
+        attention_mask: Tensor | None = None,
+        images: Sequence[ImageSource | ImageInput] | None = None,
+    ) -> tuple[Tensor, KVCache]:
+        """`encode`, and the final hidden states [B, T, D] too."""
+        ids = self._checked_ids(input_ids)
+        if attention_mask is not None:
+            attention_mask = self._checked_mask(attention_mask, ids)
+        held = 0 if cache is None else cache.length
+        if cache is not None and cache.batch_size not in (0, ids.shape[0]):
+            raise InputError(
+                f"the cache holds {cache.batch_size} rows, the new ids have {ids.shape[0]}"
+            )
+        self._check_context(held + ids.shape[1], 0)
+        soft = self._soft_tokens(images) if images else None
+        return self.network.encode_hidden(
+            ids, cache, attention_mask=attention_mask, soft_tokens=soft
+        )
+
+    @torch.inference_mode()
+    def denoise(
+        self, canvas: Tensor, cache: KVCache, self_conditioning_logits: Tensor | None = None
+    ) -> Tensor:
+        """One denoising forward: logits [B, L, V], fp32 and softcapped; `cache` is only read.
+
+        `canvas` [B, L] are the ids to refine; `self_conditioning_logits` [B, L, V] the previous
+        step's, divided by its temperature, or None at the first step.
+        """
+        ids = self._checked_ids(canvas)
+        if cache.batch_size != ids.shape[0]:
+            raise InputError(
+                f"the canvas has {ids.shape[0]} rows, the cache holds {cache.batch_size}",
+                hint="encode a prompt for each row first",
+            )
+        if self_conditioning_logits is not None:
+            expected = (*ids.shape, self.config.text.vocab_size)
+            if tuple(self_conditioning_logits.shape) != expected:
+                raise InputError(
+                    f"self_conditioning_logits must be {list(expected)}, not "
+                    f"{list(self_conditioning_logits.shape)}"
+                )
+            self_conditioning_logits = self_conditioning_logits.to(self.network.device)
+        return self.network.denoise(ids, cache, self_conditioning_logits)
+
+    def generate(
+        self,
+        input_ids: Tensor,
+        seed: int | Sequence[int] = 0,
+        max_new_tokens: int | None = None,
+        generation: GenerationConfig | None = None,
+        *,
+        mode: Mode = "diffusion",
+        attention_mask: Tensor | None = None,
+        images: Sequence[ImageSource | ImageInput] | None = None,
+        on_step: OnStep | None = None,
+        on_commit: OnCommit | None = None,
+    ) -> Generation:
+        """Continue `input_ids` [B, T].
+
+        With one `seed`, random numbers are drawn for the whole batch at once, as the reference
+        draws them; with a sequence of seeds, one a row, each row gets what it would get alone.
+        `generation` replaces the checkpoint's settings, `max_new_tokens` that one setting. In
+        `mode` "autoregressive" the same weights write left to right, greedily unless
+        `generation.do_sample`. Raises InputError and ContextLengthError.
+        """
+        if mode not in ("diffusion", "autoregressive"):
+            raise InputError(f"mode must be 'diffusion' or 'autoregressive', not {mode!r}")
+        settings = self.generation_config if generation is None else generation
+        if max_new_tokens is not None:
+            settings = settings.replace(max_new_tokens=max_new_tokens)
+        ids = self._checked_ids(input_ids)
+        self._check_context(ids.shape[1], self._room(settings.max_new_tokens, mode))
+        draws = self._draws(seed, ids.shape[0])
+        hidden, cache = self.encode_hidden(ids, attention_mask=attention_mask, images=images)
+        if mode == "diffusion":
+            watchers = Watchers(on_step, on_commit)
+            out = generate(self.network, cache, settings, draws, watchers)
+        else:
+            last = _last_real(hidden, attention_mask)
+            out = generate_autoregressive(self.network, last, cache, settings, draws)
+        if not self._has_tokenizer():
+            return out
+        texts = [
+            parse(row, self.tokenizer, stop_ids=settings.eos_token_id).answer for row in out.tokens
+        ]
+        return replace(out, text=texts)
+
+    def answer(
+        self,
+        prompts: str | Sequence[str],
+        seed: int = 0,
+        max_new_tokens: int | None = None,
+        generation: GenerationConfig | None = None,
+        *,
+        mode: Mode = "diffusion",
+    ) -> str | list[str]:
+        """The answer to a prompt, or the answers to several: str for str, list for a sequence.
+
+        Each prompt is one user turn in the checkpoint's chat template and is answered as if it
+        were alone: batching changes no answer's random numbers.
+        """
+        if isinstance(prompts, str):
+            return self.answer([prompts], seed, max_new_tokens, generation, mode=mode)[0]
+        if not prompts:
+            return []
+        rows = [self.chat.render([Message("user", prompt)]) for prompt in prompts]
+        ids, mask = self.pad(rows)
+        out = self.generate(
+            ids,
+            [seed] * len(rows),
+            max_new_tokens,
+            generation,
+            mode=mode,
+            attention_mask=None if bool(mask.all()) else mask,
+        )
+        assert out.text is not None
+        return out.text
+
+    def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Ids and mask [B, T] of rows of unequal length, padded on the left."""
+        width = max(len(row) for row in rows)
+        pad_id = self.config.text.pad_token_id or 0
+        ids = torch.tensor([[pad_id] * (width - len(row)) + list(row) for row in rows])
+        lengths = torch.tensor([len(row) for row in rows])
+        mask = torch.arange(width) >= width - lengths[:, None]
+        return ids.to(self.network.device), mask.to(self.network.device)
+
+    def _files(self) -> Path:
+        if self.folder is None:
+            raise InputError("this model was not loaded from a folder and has no tokenizer")
+        return self.folder
+
+    def _has_tokenizer(self) -> bool:
+        return self.folder is not None and (self.folder / "tokenizer.json").exists()
+
+    def _room(self, max_new_tokens: int, mode: Mode) -> int:
+        """Positions that many new tokens take: whole canvases in diffusion mode."""
+        length = self.config.canvas_length
+        return -(-max_new_tokens // length) * length if mode == "diffusion" else max_new_tokens
+
+    def _draws(self, seed: int | Sequence[int], rows: int) -> Draws:
+        seeds = [seed] if isinstance(seed, int) else list(seed)
+        if any(isinstance(one, bool) or not 0 <= one < 2**63 for one in seeds):
+            raise InputError(f"a seed must be from 0 to 2^63 - 1, not {seed}")
+        if not isinstance(seed, int) and len(seeds) != rows:
+            raise InputError(f"{len(seeds)} seeds were given for {rows} rows")
+        return draws_for(seed, self.network.device)
+
+    def _checked_ids(self, ids: Tensor) -> Tensor:
+        if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.dtype not in _ID_TYPES:
+            shape = f"{list(ids.shape)} {ids.dtype}" if isinstance(ids, Tensor) else type(ids)
+            raise InputError(f"ids must be an integer tensor [rows, tokens], not {shape}")
+        if ids.numel() == 0:
+            raise InputError("the prompt is empty", hint="give at least one token a row")
+        low, high = int(ids.min()), int(ids.max())
+        size = self.config.text.vocab_size
+        if low < 0 or high >= size:
+            wrong = low if low < 0 else high
+            raise InputError(
+                f"token id {wrong} is out of range", hint=f"this model's ids are 0 to {size - 1}"
+            )
+        return ids.to(self.network.device, torch.long)
+
+    def _checked_mask(self, mask: Tensor, ids: Tensor) -> Tensor:
+        if mask.shape != ids.shape:
+            raise InputError(
+                f"attention_mask is {list(mask.shape)}, the ids are {list(ids.shape)}"
+            )
+        return mask.to(self.network.device, torch.bool)
+
+    def _check_context(self, tokens: int, new: int) -> None:
+        limit = self.config.text.max_position_embeddings
+        if tokens + new > limit:
+            asked = f"{tokens} tokens" + (f" and {new} new ones" if new else "")
+            raise ContextLengthError(
+                f"the prompt is too long: {asked}, but this model's maximum context length is "
+                f"{limit} tokens",
+                hint="shorten the prompt or ask for fewer new tokens",
+            )
+
+    def _soft_tokens(self, images: Sequence[ImageSource | ImageInput]) -> Tensor:
+        from sfumato.media.image import ImageInput, batch_images, load_image
+
+        ready = [one if isinstance(one, ImageInput) else load_image(one) for one in images]
+        pixels, positions = batch_images(ready)
+        device = self.network.device
+        return self.network.soft_tokens(pixels.to(device), positions.to(device))
+
+
+_ID_TYPES = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
+
+
+def _last_real(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """The state [B, D] of each row's last token that is not padding."""
+    if attention_mask is None:
+        return hidden[:, -1]
+    places = torch.arange(hidden.shape[1], device=hidden.device)
+    last = torch.where(attention_mask.bool().to(hidden.device), places, -1).amax(1)
+    return hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
+
+
+def load(
+    path_or_repo: str | Path | None = None,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str = "cpu",
+) -> Model:
+    """Load a checkpoint: a folder, a hub repository, or with no name the small model inside.
+
+    `dtype` is "float32", "bfloat16" or "float16"; by default the checkpoint's own, and float32 for
+    the small model, whose arithmetic is too small for bfloat16 to pay. Raises HubError,
+    ConfigError, CheckpointError, or InputError for a dtype or device that cannot be.
+    """
+    from sfumato.weights.hub import resolve
+    from sfumato.weights.loader import load_network
+
+    small = path_or_repo is None
+    if small and dtype is None:
+        dtype = "float32"
+    folder = SMALL_FOLDER if path_or_repo is None else resolve(path_or_repo)
+    network, config = load_network(folder, dtype, device)
+    text = config.text
+    if small and text.num_experts * text.moe_intermediate_size <= DENSE_EXPERTS_WIDTH:
+        for layer in network.model.decoder.layers:
+            layer.experts.mode = "dense"
+    return Model(network, load_generation_config(folder, text), folder)

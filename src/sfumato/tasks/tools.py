@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sfumato.tasks import words
-from sfumato.tasks.base import Example, Split, exact, generator, listed, vary
+from sfumato.tasks.base import Example, Split, exact, generator, held_out, listed, vary
 from sfumato.tasks.dates import WEEKDAYS
 from sfumato.tasks.extraction import Value, articles, clock, compact, day_text
 
@@ -40,27 +40,27 @@ def _words(fewest: int, most: int) -> Maker:
 
 
 _SENTENCES = (
-    "I will be {n} minutes late",
+    "I will be {n} minutes late for the {w}",
     "the {w} is ready",
     "please bring the {w}",
     "meet me in {c}",
-    "see you at {t}",
+    "see you at {t} in {c}",
     "don't forget the {w}",
-    "I am on my way",
-    "can we meet at {t}?",
-    "happy birthday",
+    "I am on my way to {c}",
+    "can we meet at the {w}?",
+    "how was the {w}?",
     "thanks for the {w}",
     "where is the {w}?",
     "I bought {n} {w}",
     "the {w} starts at {t}",
-    "call me tomorrow",
+    "call me about the {w} tomorrow",
     "I like your {w}",
     "we need more {w}",
     "buy {w} and {v}",
     "my {w} is {v}",
     "I am in {c}",
-    "dinner is at {t}",
-    "see you tomorrow",
+    "{w} is at {t}",
+    "see you in {c} tomorrow",
 )
 
 
@@ -337,6 +337,32 @@ WORDINGS = (
 )
 
 
+# A call with these arguments alone names no word of its own: it is held out as a whole.
+CLOSED = frozenset(listed("minutes amount from to time day room state"))
+
+
+def _spoken(rng: random.Random, pattern: str, values: dict[str, Value]) -> str:
+    """The sentence with its articles right, "1 minute", and no "on tomorrow"."""
+    sentence = articles(vary(rng, pattern).format(**values))
+    sentence = re.sub(r"\b[Oo]n (today|tomorrow)\b", r"\1", sentence)
+    if values.get("minutes") == 1:
+        sentence = sentence.replace("1 minutes", "1 minute")
+    if sentence[-1].isalnum() and rng.random() < 0.3:
+        sentence += rng.choice("..!")
+    return sentence
+
+
+def _asked(rng: random.Random, tool: Tool, sentence: str) -> str:
+    """The sentence alone, or worded as a tool call, some with one to three tools listed."""
+    if rng.random() < 0.25 and tool.name != "convert":  # alone it would be the units task
+        return sentence
+    others = [t for t in TOOLS if t is not tool]
+    shown = [*rng.sample(others, rng.randint(0, 2)), tool]
+    rng.shuffle(shown)
+    signatures = ", ".join(t.signature for t in shown)
+    return vary(rng, rng.choice(WORDINGS)).format(s=sentence, t=signatures)
+
+
 @dataclass(frozen=True)
 class ToolCalls:
     """Twelve tools. A quarter of the sentences stand alone, some prompts list a few tools."""
@@ -346,24 +372,15 @@ class ToolCalls:
     def example(self, seed: int, index: int, split: Split = "train") -> Example:
         """A request to one tool with values of the split."""
         rng = generator(self.name, seed, index, split)
-        tool = rng.choices(TOOLS, WEIGHTS)[0]
-        pattern = rng.choice(tool.sentences)
-        values = {k: make(rng, split) for k, make in tool.makers.items()}
-        arguments = {k: v for k, v in values.items() if "{" + k + "}" in pattern}
-        sentence = articles(vary(rng, pattern).format(**values))
-        sentence = re.sub(r" on (today|tomorrow)\b", r" \1", sentence)
-        if values.get("minutes") == 1:
-            sentence = sentence.replace("1 minutes", "1 minute")
-        if sentence[-1].isalnum() and rng.random() < 0.3:
-            sentence += rng.choice("..!")
-        prompt = sentence
-        if rng.random() > 0.25 or tool.name == "convert":  # alone it would be the units task
-            others = [t for t in TOOLS if t is not tool]
-            shown = [*rng.sample(others, rng.randint(0, 2)), tool]
-            rng.shuffle(shown)
-            listed = ", ".join(t.signature for t in shown)
-            prompt = vary(rng, rng.choice(WORDINGS)).format(s=sentence, t=listed)
-        answer = '{"tool":"' + tool.name + '","arguments":' + compact(arguments) + "}"
+        while True:
+            tool = rng.choices(TOOLS, WEIGHTS)[0]
+            pattern = rng.choice(tool.sentences)
+            values = {k: make(rng, split) for k, make in tool.makers.items()}
+            arguments = {k: v for k, v in values.items() if "{" + k + "}" in pattern}
+            answer = '{"tool":"' + tool.name + '","arguments":' + compact(arguments) + "}"
+            if not CLOSED.issuperset(arguments) or held_out("call", answer) == (split == "heldout"):
+                break
+        prompt = _asked(rng, tool, _spoken(rng, pattern, values))
         return Example(self.name, prompt, answer, {"tool": tool.name})
 
     def check(self, example: Example, answer_text: str) -> bool:

@@ -263,20 +263,24 @@ def test_image_tokens_without_an_image_are_plain_tokens() -> None:
 def test_generate_is_equal_token_for_token(seed: int, window: int) -> None:
     ours, model = pair(replace(BASE, window=window), seed=20 + seed)
     given = prompt(LAYOUTS["two images" if seed % 2 else "text, image, text"], seed=seed)
-    settings = {"max_denoising_steps": 6, "t_min": 0.4, "t_max": 0.8}
-    decoding = {"stability_threshold": 1, "confidence_threshold": 0.005}
+    settings: dict[str, Any] = {
+        "max_new_tokens": 3 * BASE.canvas,
+        "max_denoising_steps": 6,
+        "t_min": 0.4,
+        "t_max": 0.8,
+        "stability_threshold": 1,
+        "confidence_threshold": 0.005,
+    }
 
     torch.manual_seed(seed)
     with torch.inference_mode():
         expected = model.generate(
             given.ids,
             generation_config=DiffusionGemmaGenerationConfig(
-                max_new_tokens=3 * BASE.canvas,
                 sampler_config=EntropyBoundSamplerConfig(entropy_bound=4.0),
                 eos_token_id=[1],
                 pad_token_id=0,
                 **settings,
-                **decoding,
             ),
             pixel_values=given.pixels,
             image_position_ids=given.positions,
@@ -287,11 +291,9 @@ def test_generate_is_equal_token_for_token(seed: int, window: int) -> None:
             ours,
             ours.encode(given.ids, soft_tokens=soft),
             GenerationConfig(
-                max_new_tokens=3 * BASE.canvas,
                 entropy_bound=4.0,
                 eos_token_id=(1,),
                 **settings,
-                **decoding,
             ),
             SharedDraws(torch.Generator().manual_seed(seed)),
         )

@@ -16,8 +16,8 @@ from transformers.models.gemma4.image_processing_pil_gemma4 import (
 )
 from transformers.video_utils import VideoMetadata, default_sample_indices_fn
 
+from sfumato.config.processor import SOFT_TOKEN_BUDGETS
 from sfumato.media.image import (
-    SOFT_TOKEN_BUDGETS,
     ImageSettings,
     batch_images,
     fitted_size,

@@ -238,7 +238,7 @@ def test_builds_on_the_meta_device() -> None:
         ({"num_hidden_layers": 0}, "num_hidden_layers must be at least 1"),
     ],
 )
-def test_impossible_shapes_are_refused(change: dict[str, int], words: str) -> None:
+def test_impossible_shapes_are_refused(change: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         VisionTower(replace(BASE, **change))
 

@@ -19,10 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from sfumato.config.processor import SOFT_TOKEN_BUDGETS, ProcessorConfig
 from sfumato.errors import MediaError
 from sfumato.media.image import (
     FORMATS,
-    SOFT_TOKEN_BUDGETS,
     ImageSettings,
     batch_images,
     fitted_size,
@@ -250,6 +250,13 @@ def test_an_empty_array_and_other_objects_are_refused() -> None:
 def test_settings_are_checked(fields: dict[str, int], words: str) -> None:
     with pytest.raises(MediaError, match=words):
         ImageSettings(**fields)
+
+
+def test_settings_of_a_checkpoint() -> None:
+    processor = ProcessorConfig(patch_size=8, pooling_kernel_size=2, image_budget=560)
+    settings = ImageSettings.of(processor)
+    assert (settings.unit, settings.max_patches) == (16, 2240)
+    assert ImageSettings.of(ProcessorConfig()) == ImageSettings()
 
 
 @given(st.integers(1, 20_000), st.integers(1, 20_000), st.sampled_from(SOFT_TOKEN_BUDGETS))

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from sfumato.config.processor import ProcessorConfig
 from sfumato.errors import MediaError
 from sfumato.media.image import ImageSettings, batch_images
 from sfumato.media.video import (
@@ -89,6 +90,14 @@ def test_a_rate_that_is_no_rate_is_refused(fps: float) -> None:
 def test_settings_are_checked(fields: dict[str, Any], words: str) -> None:
     with pytest.raises(MediaError, match=words):
         VideoSettings(**fields)
+
+
+def test_settings_of_a_checkpoint() -> None:
+    processor = ProcessorConfig(patch_size=8, video_budget=140, video_frames=5)
+    settings = VideoSettings.of(processor)
+    assert settings.max_frames == 5
+    assert settings.image == ImageSettings(budget=140, patch_size=8)
+    assert VideoSettings.of(ProcessorConfig()) == VideoSettings()
 
 
 def test_frames_given_as_images() -> None:

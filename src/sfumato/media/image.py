@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sfumato.config.processor import SOFT_TOKEN_BUDGETS, ProcessorConfig
 from sfumato.errors import MediaError
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
     ImageSource = str | Path | bytes | bytearray | memoryview | Image.Image | np.ndarray[Any, Any]
 
-SOFT_TOKEN_BUDGETS = (70, 140, 280, 560, 1120)
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 
 _EXIF_ORIENTATION = 0x0112
@@ -80,6 +80,15 @@ class ImageSettings:
         for name in ("patch_size", "pooling_kernel_size", "max_bytes", "max_pixels"):
             if getattr(self, name) < 1:
                 raise MediaError(f"{name} must be at least 1, not {getattr(self, name)}")
+
+    @classmethod
+    def of(cls, processor: ProcessorConfig) -> ImageSettings:
+        """The settings of a checkpoint's processor files, with the usual limits."""
+        return cls(
+            budget=processor.image_budget,
+            patch_size=processor.patch_size,
+            pooling_kernel_size=processor.pooling_kernel_size,
+        )
 
     @property
     def unit(self) -> int:

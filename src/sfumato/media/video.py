@@ -10,10 +10,11 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sfumato.config.processor import ProcessorConfig
 from sfumato.errors import MediaError
 from sfumato.media.image import (
     ImageInput,
@@ -63,6 +64,14 @@ class VideoSettings:
         for name, rate in rates.items():
             if not (math.isfinite(rate) and rate > 0):
                 raise MediaError(f"{name} must be a positive number, not {rate}")
+
+    @classmethod
+    def of(cls, processor: ProcessorConfig) -> VideoSettings:
+        """The settings of a checkpoint's processor files, with the usual limits."""
+        image = ImageSettings.of(processor)
+        return cls(
+            max_frames=processor.video_frames, image=replace(image, budget=processor.video_budget)
+        )
 
 
 @dataclass(frozen=True, eq=False)

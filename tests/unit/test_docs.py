@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripts import cli_reference
 from typer.main import get_command
 
+from scripts import cli_reference
 from tests.unit.source_tree import PACKAGE, ROOT
 from tests.unit.test_architecture import MAY_IMPORT
 

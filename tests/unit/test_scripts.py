@@ -9,8 +9,8 @@ from typing import Annotated
 
 import pytest
 import typer
-from scripts import check_sudoku, check_wheel, cli_reference, readme_command
 
+from scripts import check_sudoku, check_wheel, cli_reference, readme_command
 from tests.unit.source_tree import ROOT
 
 PUZZLE = "16.79.832..7....96..38624...152.496864291..7.9.83.624..3.5471897..18362..8...9.53"

@@ -1,0 +1,136 @@
+"""`sfumato doctor`: the machine, what serves each operation, and what fits."""
+
+from __future__ import annotations
+
+import dataclasses
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sfumato import __version__
+from sfumato.cli.checkpoint import SMALL, small_folder
+from sfumato.cli.fit import Fit, judge
+from sfumato.cli.machine import Machine, look_at_machine
+from sfumato.cli.terminal import human_bytes, print_json, print_pairs, print_table
+from sfumato.settings import Settings
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+# Shown as the released model's sizes: its BF16 files, and a BF16 embedding with NVFP4 elsewhere.
+RELEASED = "google/diffusiongemma-26B-A4B-it"
+RELEASED_BF16 = 51_647_701_024
+RELEASED_NVFP4 = 16_900_000_000
+_PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "huggingface_hub", "jinja2", "pillow")
+_PRODUCTS = ("projections", "experts", "head", "soft embeddings")
+_REST = ("attention", "norms and router", "sampling", "vision tower")
+
+
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Look at this machine: processor, memory, torch, what serves each operation, what fits."""
+    import torch
+    from huggingface_hub import constants
+
+    settings = Settings.from_environment()
+    machine = look_at_machine(Path(constants.HF_HUB_CACHE).expanduser())
+    report = {
+        "sfumato": __version__,
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "machine": dataclasses.asdict(machine),
+        "torch": _torch_report(torch, settings),
+        "hub": {"cache": str(constants.HF_HUB_CACHE), "offline": settings.offline},
+        "operations": _operations(torch),
+        "fits": [dataclasses.asdict(fit) for fit in what_fits(machine)],
+    }
+    if as_json:
+        print_json(report)
+    else:
+        _print(report, machine)
+
+
+def what_fits(machine: Machine) -> list[Fit]:
+    """The small model, and the released one in the forms people ask for."""
+    small = sum(path.stat().st_size for path in small_folder().glob("*.safetensors"))
+    nvfp4 = judge(RELEASED, "NVFP4", RELEASED_NVFP4, machine.memory)
+    return [
+        judge(SMALL, "bfloat16", small, machine.memory),
+        judge(RELEASED, "bfloat16", RELEASED_BF16, machine.memory),
+        dataclasses.replace(
+            nvfp4, fits=False, reason=f"{nvfp4.reason}; this version does not read NVFP4 yet"
+        ),
+    ]
+
+
+def _torch_report(torch: ModuleType, settings: Settings) -> dict[str, Any]:
+    devices = ["cpu"]
+    devices += [
+        f"cuda:{index} {torch.cuda.get_device_name(index)}"
+        for index in range(torch.cuda.device_count())
+    ]
+    devices += ["mps"] if torch.backends.mps.is_available() else []
+    return {
+        "threads": settings.threads or torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "onednn": bool(torch.backends.mkldnn.is_available()),
+        "onednn_bfloat16": onednn_bfloat16(torch),
+        "devices": devices,
+    }
+
+
+def onednn_bfloat16(torch: ModuleType) -> bool:
+    """Whether oneDNN multiplies bf16 matrices with this processor's own instructions."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _operations(torch: ModuleType) -> list[dict[str, str]]:
+    """What serves each operation, and why that."""
+    if onednn_bfloat16(torch):
+        products = ("torch, oneDNN", "bf16 and fp32 through oneDNN with this processor's bf16")
+    elif torch.backends.mkldnn.is_available():
+        products = ("torch, oneDNN", "this processor has no bf16 instructions: fp32 is faster")
+    else:
+        products = ("torch", "this torch is built without oneDNN")
+    plain = ("torch", "the plain form; no faster kernel is built in this version")
+    rows = [(name, *products) for name in _PRODUCTS] + [(name, *plain) for name in _REST]
+    return [{"operation": name, "kernel": kernel, "reason": why} for name, kernel, why in rows]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _print(report: dict[str, Any], machine: Machine) -> None:
+    torch, hub = report["torch"], report["hub"]
+    available = machine.memory_available
+    free = f", {human_bytes(available)} available" if available is not None else ""
+    memory = f"{human_bytes(machine.memory)}{free}" if machine.memory else "unknown"
+    print_pairs(
+        [
+            ("sfumato", report["sfumato"]),
+            ("system", machine.system),
+            ("processor", machine.processor),
+            ("cores", f"{machine.cores}, torch uses {torch['threads']}"),
+            ("instruction sets", " ".join(machine.instruction_sets) or "none of note"),
+            ("memory", memory),
+            ("disk", f"{human_bytes(machine.disk_free)} free in {machine.disk_folder}"),
+            ("devices", ", ".join(torch["devices"])),
+            ("hub cache", hub["cache"] + (", offline" if hub["offline"] else "")),
+            *((name, version or "not installed") for name, version in report["packages"].items()),
+        ]
+    )
+    print()
+    rows = [(one["operation"], one["kernel"], one["reason"]) for one in report["operations"]]
+    print_table(("OPERATION", "SERVED BY", "BECAUSE"), rows)
+    print()
+    words = {True: "yes", False: "no", None: "unknown"}
+    fits = [(f["model"], f["format"], words[f["fits"]], f["reason"]) for f in report["fits"]]
+    print_table(("MODEL", "FORMAT", "FITS", ""), fits)

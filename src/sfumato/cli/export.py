@@ -1,0 +1,82 @@
+"""`sfumato export`: write a checkpoint that transformers loads."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sfumato.cli.checkpoint import SMALL
+from sfumato.cli.options import chosen_model
+from sfumato.cli.terminal import note
+from sfumato.errors import InputError
+
+_SIZE = re.compile(r"(\d{1,6}(?:\.\d{1,3})?)\s*(kB|MB|GB|)", re.IGNORECASE)
+_UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+# Files beside the weights that a checkpoint goes on needing, copied as they are.
+BESIDE = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "LICENSE",
+    "NOTICE",
+)
+
+
+def export(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help=f"{SMALL}, a folder, or a hub repository.")
+    ],
+    dest: Annotated[Path, typer.Argument(metavar="DEST", help="The new checkpoint's folder.")],
+    dtype: Annotated[
+        str | None,
+        typer.Option(metavar="DTYPE", help="float32, bfloat16 or float16; as stored if left out."),
+    ] = None,
+    max_shard_size: Annotated[
+        str, typer.Option(metavar="SIZE", help="The largest weight file, as 5GB or 200MB.")
+    ] = "5GB",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a checkpoint that is already there.")
+    ] = False,
+) -> None:
+    """Write a model as a Hugging Face checkpoint, which transformers and sfumato load.
+
+    DEST is there complete at the end, or as it was before. Prints DEST.
+    """
+    limit = parse_size(max_shard_size)
+    from sfumato.cli.checkpoint import weights_folder
+    from sfumato.config.generation import load_generation_config
+    from sfumato.weights.export import export as write
+    from sfumato.weights.loader import load_network
+
+    source = weights_folder(None if model == SMALL else chosen_model(model))
+    if dest.absolute() == source.absolute():
+        raise InputError("DEST is the checkpoint itself", hint="choose another folder")
+    network, config = load_network(source, dtype)
+    note(f"writing {dest}")
+    written = write(
+        network,
+        config,
+        dest,
+        generation=load_generation_config(source, config.text),
+        extra_files={name: source / name for name in BESIDE if (source / name).is_file()},
+        dtype=dtype,
+        max_shard_bytes=limit,
+        overwrite=overwrite,
+    )
+    print(written)
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size as people write it. Raises InputError for anything else."""
+    found = _SIZE.fullmatch(text.strip())
+    size = int(float(found[1]) * _UNITS[found[2].lower()]) if found else 0
+    if size < 1:
+        raise InputError(f"--max-shard-size {text[:40]!r} is no size", hint="as 5GB or 200MB")
+    return size

@@ -1,0 +1,95 @@
+"""From errors to one line on stderr, the next step under it, and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from typing import Any
+
+import typer
+
+from sfumato.errors import SfumatoError
+
+OK, FAILURE, USAGE, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
+
+# typer runs on click, its own copy or the package, whichever the release carries: its base class
+# of parse errors is found through the one name that typer exports.
+_ParseError: type[Exception] = next(
+    base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException"
+)
+_MEMORY_WORDS = ("can't allocate memory", "not enough memory", "out of memory")
+
+
+def run(app: typer.Typer, arguments: list[str]) -> int:
+    """Run `app`; returns the exit code, with the failure already told on stderr."""
+    try:
+        code = _call(app, arguments)
+        sys.stdout.flush()
+    except SfumatoError as error:
+        return complain(error.message, error.hint, error.exit_code)
+    except _ParseError as error:
+        return _complain_of_arguments(error)
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    except BrokenPipeError:
+        return _leave_broken_pipe()
+    except OSError as error:
+        return _complain_of_system(error)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _is_out_of_memory(error):
+            raise
+        hint = "`sfumato doctor` says what fits this machine; --dtype bfloat16 halves the weights"
+        return complain("there is not enough memory for this", hint, FAILURE)
+    return code
+
+
+def _call(app: typer.Typer, arguments: list[str]) -> int:
+    result: Any = app(arguments, standalone_mode=False, prog_name="sfumato")
+    return result if isinstance(result, int) else OK
+
+
+def complain(message: str, hint: str, code: int) -> int:
+    """Write the failure to stderr, one line each; returns `code`."""
+    lines = [f"sfumato: {one_line(message)}"]
+    if hint:
+        lines.append(f"  {one_line(hint)}")
+    print(*lines, sep="\n", file=sys.stderr, flush=True)
+    return code
+
+
+def one_line(text: str) -> str:
+    """`text` in one line, without characters that steer a terminal.
+
+    Names in a hostile file come this way too.
+    """
+    flat = " ".join(text.split())
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in flat)
+
+
+def _complain_of_arguments(error: Exception) -> int:
+    message = str(getattr(error, "format_message", lambda: str(error))()).rstrip(".")
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "sfumato"
+    told = message[:1].lower() + message[1:]
+    return complain(told, f"see `{path} --help`", USAGE)
+
+
+def _leave_broken_pipe() -> int:
+    # The reader has gone. What is still buffered must not raise again when the interpreter ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return BROKEN_PIPE
+
+
+def _complain_of_system(error: OSError) -> int:
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno == errno.ENOSPC:
+        return complain(
+            f"{where}the disk is full", "free some space, or choose another place", FAILURE
+        )
+    reason = error.strerror or str(error) or type(error).__name__
+    return complain(f"{where}{reason[:1].lower()}{reason[1:]}", "", FAILURE)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return any(words in str(error).lower() for words in _MEMORY_WORDS)

@@ -1,0 +1,63 @@
+"""`sfumato pull`: fetch a hub checkpoint, after a look at memory and disk."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sfumato.cli.checkpoint import SMALL, fetch_config
+from sfumato.cli.fit import Fit, judge
+from sfumato.cli.machine import look_at_machine
+from sfumato.cli.terminal import note
+from sfumato.errors import HubError, UsageError
+from sfumato.settings import Settings
+
+
+def pull(
+    repo: Annotated[
+        str, typer.Argument(metavar="REPO", help="As google/diffusiongemma-26B-A4B-it.")
+    ],
+    revision: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A branch, tag or commit.")
+    ] = None,
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Fetch it even if it will not fit in memory.")
+    ] = False,
+) -> None:
+    """Fetch a hub checkpoint into the standard cache, if it fits this machine.
+
+    Its configuration comes first, and memory and disk are held against it before the weights
+    are touched. Run again, it fetches what is new. Prints the checkpoint's folder.
+    """
+    if repo == SMALL:
+        raise UsageError("the small model is in the package already")
+    if Path(repo).expanduser().is_dir():
+        raise UsageError(f"{repo} is a folder on this machine", hint="there is nothing to fetch")
+    if Settings.from_environment().offline:
+        raise HubError(f"{repo}: HF_HUB_OFFLINE forbids asking the hub", hint="unset it")
+    from sfumato.weights import hub
+
+    fit = memory_fit(repo, revision)
+    if fit.fits is False and not anyway:
+        raise HubError(
+            f"{repo} does not fit this machine: {fit.reason}",
+            hint="--anyway fetches it nevertheless; `sfumato doctor` says what fits",
+        )
+    note(f"{repo}: {fit.reason}")
+    print(hub.pull(repo, revision, progress=sys.stderr.isatty()))
+
+
+def memory_fit(repo: str, revision: str | None) -> Fit:
+    """Whether the repository's model fits in memory as stored, judged by its config.json alone."""
+    folder = fetch_config(repo, revision)
+    from sfumato.config.parse import load_config
+    from sfumato.weights.inventory import take_inventory
+
+    config = load_config(folder)
+    inventory = take_inventory(config)
+    wide = config.dtype == "float32"
+    weights = inventory.bytes_float32 if wide else inventory.bytes_bfloat16
+    return judge(repo, config.dtype, weights, look_at_machine(folder).memory)

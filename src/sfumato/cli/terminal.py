@@ -1,0 +1,79 @@
+"""What goes where: answers and JSON on stdout, progress on stderr and only on a terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def print_json(value: Any) -> None:
+    """`value` as indented JSON on stdout; infinities and NaN, which JSON lacks, are errors."""
+    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def note(text: str) -> None:
+    """A line of progress on stderr, if somebody is there to see it."""
+    if sys.stderr.isatty():
+        print(text, file=sys.stderr, flush=True)
+
+
+def output_console() -> Console:
+    """A rich console on stdout. It follows NO_COLOR, TERM and the terminal's width by itself."""
+    from rich.console import Console
+
+    return Console(highlight=False, markup=False, emoji=False)
+
+
+def can_animate() -> bool:
+    """Whether stdout is a terminal that can redraw lines."""
+    if not sys.stdout.isatty():
+        return False
+    return not output_console().is_dumb_terminal
+
+
+def print_pairs(pairs: Iterable[tuple[str, str]], indent: str = "") -> None:
+    """Names and values, the values in one column."""
+    rows = list(pairs)
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, value in rows:
+        print(f"{indent}{name:<{width}}  {value}".rstrip())
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], right: str = "") -> None:
+    """A plain table that a program can cut by its two-blank gaps.
+
+    `right` names by letter, `l` or `r`, how each column is set; missing letters mean left.
+    """
+    lines = [list(header), *(list(row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    sides = right.ljust(len(header), "l")
+    for line in lines:
+        cells = [
+            cell.rjust(width) if side == "r" else cell.ljust(width)
+            for cell, width, side in zip(line, widths, sides, strict=True)
+        ]
+        print("  ".join(cells).rstrip())
+
+
+def human_bytes(count: int) -> str:
+    """`count` bytes in decimal units, as disks and model files are sold."""
+    size = float(count)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def human_count(count: int) -> str:
+    """`count` with three figures and a letter: 25.2 B, 3.84 B, 5.6 M."""
+    for limit, letter in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if count >= limit:
+            value = count / limit
+            return f"{value:.1f} {letter}" if value >= 10 else f"{value:.2f} {letter}"
+    return str(count)

@@ -41,7 +41,8 @@ class Fields:
                 )
 
     def path(self, name: str) -> str:
-        """The field's full path, as errors name it."""
+        """The field's full path, as errors name it: printable and not too long."""
+        name = name if name.isprintable() and len(name) <= 80 else short(name)
         return f"{self.where}.{name}" if self.where else name
 
     def error(self, name: str, problem: str, *, hint: str = "") -> ConfigError:
@@ -152,7 +153,7 @@ class Fields:
             return
         unknown = sorted(self._left)
         close = difflib.get_close_matches(unknown[0], sorted(self._known), n=1)
-        shown = ", ".join(self.path(name)[:80] for name in unknown[:5])
+        shown = ", ".join(self.path(name) for name in unknown[:5])
         more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
         raise ConfigError(
             f"{self.source}: unknown field{'s' if len(unknown) > 1 else ''} {shown}{more}",

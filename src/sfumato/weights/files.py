@@ -125,6 +125,11 @@ def _inside(folder: Path, name: str) -> Path:
 
 
 def _no_weights(folder: Path) -> CheckpointError:
+    for name in (SINGLE, INDEX):
+        if (folder / name).is_symlink():
+            return CheckpointError(
+                f"{folder / name}: is a link to nothing", hint="fetch the checkpoint again"
+            )
     names = sorted(entry.name for entry in folder.iterdir())
     shards = [name for name in names if name.endswith(".safetensors")]
     pickles = [name for name in names if name.endswith(_PICKLE_SUFFIXES)]

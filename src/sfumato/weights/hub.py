@@ -6,6 +6,7 @@ HF_HUB_OFFLINE, HF_HOME and the token are huggingface_hub's to read.
 
 from __future__ import annotations
 
+import importlib
 import re
 import shutil
 from collections.abc import Iterator
@@ -98,7 +99,7 @@ def cached_models() -> list[CachedModel]:
                     revisions,
                     repo.size_on_disk,
                     float(repo.last_accessed),
-                    Path(sorted(ours)[0]),
+                    Path(min(ours)),
                 )
             )
     return sorted(found, key=lambda model: model.repo)
@@ -194,10 +195,12 @@ def _check_plan(repo: str, plan: Any) -> None:
     if not any(name.endswith(".safetensors") for name in names):
         raise HubError(
             f"{repo} has no safetensors files",
-            hint="pickle checkpoints (.bin, .pt) are never read: choose a repository with safetensors",
+            hint="pickle (.bin, .pt) is never read: choose a repository with safetensors",
         )
     if "config.json" not in names:
-        raise HubError(f"{repo} has no config.json: it is no Transformers checkpoint")
+        raise HubError(
+            f"{repo} has no config.json", hint="choose a checkpoint in the Transformers layout"
+        )
     needed = sum(int(file.file_size) for file in plan if file.will_download)
     cache = _cache_folder()
     free = shutil.disk_usage(cache).free
@@ -218,16 +221,16 @@ def _cache_folder() -> Path:
 
 @contextmanager
 def _progress(wanted: bool) -> Iterator[None]:
-    from huggingface_hub import utils
-
-    if wanted or utils.are_progress_bars_disabled():
+    # The package re-exports these three under a lazy scheme that type checkers do not see.
+    bars: Any = importlib.import_module("huggingface_hub.utils")
+    if wanted or bars.are_progress_bars_disabled():
         yield
         return
-    utils.disable_progress_bars()
+    bars.disable_progress_bars()
     try:
         yield
     finally:
-        utils.enable_progress_bars()
+        bars.enable_progress_bars()
 
 
 @contextmanager
@@ -237,7 +240,8 @@ def _hub_errors(repo: str, revision: str | None) -> Iterator[None]:
 
     # The bases of HfHubHTTPError: the HTTP client's own base error, whichever client it is in
     # this release, and OSError, which covers the disk.
-    caught = (*errors.HfHubHTTPError.__bases__, errors.EntryNotFoundError, ValueError)
+    bases: Any = errors.HfHubHTTPError.__bases__
+    caught: tuple[type[Exception], ...] = (*bases, errors.EntryNotFoundError, ValueError)
     try:
         yield
     except caught as problem:

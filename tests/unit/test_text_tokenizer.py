@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers
+from tokenizers import Tokenizer as Backend
+
 from sfumato.errors import InputError, TokenizerError
 from sfumato.text import tokenizer as module
 from sfumato.text.spellings import Control
 from sfumato.text.tokenizer import Tokenizer
-from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers
-from tokenizers import Tokenizer as Backend
-
 from tests.helpers import Shape, tiny_config
 from tests.unit import text_samples as samples
 
@@ -29,7 +30,8 @@ MAKERS: dict[str, Callable[[], Backend]] = {
 TOKENIZERS = {
     name: Tokenizer(make(), samples.NAMED, f"{name}.json") for name, make in MAKERS.items()
 }
-EXACT = ("gemma_like", "merging", "unigram", "byte_level")
+# Not among them: `folding` rewrites text, and a unigram model takes "<0x3C>" for that byte.
+EXACT = ("gemma_like", "merging", "byte_level")
 every = pytest.mark.parametrize("name", list(MAKERS))
 
 
@@ -149,7 +151,7 @@ def test_a_stream_is_the_whole(name: str, data: st.DataObject) -> None:
     skip = data.draw(st.booleans())
     stream = tokenizer.stream(skip_control=skip)
     edges = [0, *cuts, len(ids)]
-    text = "".join(stream.push(ids[a:b]) for a, b in zip(edges, edges[1:], strict=False))
+    text = "".join(stream.push(ids[a:b]) for a, b in pairwise(edges))
     assert text + stream.flush() == tokenizer.decode(ids, skip_control=skip)
 
 
@@ -212,7 +214,7 @@ def test_truncation_and_padding_in_the_file_are_switched_off(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     "content",
     [b"", b"{", b"[]", b'{"model": 3}', b"\xff\xfe", b'{"version":"1.0"}', b"[" * 100_000,
-     b'{"version":"1.0","added_tokens":[],"model":{"type":"BPE","vocab":{"a":0},"merges":["x y"]}}'],
+     b'{"version":"1.0","model":{"type":"BPE","vocab":{"a":0},"merges":["x y"]}}'],
 )  # fmt: skip
 def test_a_damaged_tokenizer_names_the_file(tmp_path: Path, content: bytes) -> None:
     folder = samples.write_folder(tmp_path)
@@ -272,7 +274,7 @@ def test_tokenizers_that_join_text_across_control_tokens_are_refused() -> None:
     )
     with pytest.raises(TokenizerError, match="beside control tokens"):
         Tokenizer(first, {}, "t.json")
-    with pytest.raises(TokenizerError, match="<|s>"):
+    with pytest.raises(TokenizerError, match=r"'<\|s>' takes text"):
         Tokenizer(stripping, {}, "t.json")
     # A prefix before every run is the same either way, so it is not in the way.
     Tokenizer(prefixed, {}, "t.json")

@@ -113,7 +113,7 @@ def gemma_like(*, forgotten: tuple[str, ...] = ("<|tool>", '<|"|>')) -> Backend:
     letters = [chr(code) for code in range(0x21, 0x7F)] + ["▁", "\n", "é"]
     merges = [("t", "h"), ("th", "e"), ("▁", "the"), ("u", "s"), ("e", "r"), ("us", "er"),
               ("t", "u"), ("r", "n"), ("tu", "rn"), ("<", "|"), ("|", ">")]  # fmt: skip
-    pieces = [*CONTROLS, *(f"<0x{byte:02X}>" for byte in range(256)), *letters, "\n\n", "<b>"]
+    pieces = [*CONTROLS, *(f"<0x{byte:02X}>" for byte in range(256)), *letters, "\n\n", "▁▁", "<b>"]
     pieces += ["".join(merge) for merge in merges]
     vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
     backend = Backend(
@@ -126,7 +126,7 @@ def gemma_like(*, forgotten: tuple[str, ...] = ("<|tool>", '<|"|>')) -> Backend:
     )
     special = [token for token in CONTROLS if token not in forgotten]
     backend.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in special])
-    plain = [*forgotten, "\n\n", "<b>"]
+    plain = [*forgotten, "\n\n", "▁▁", "<b>"]
     backend.add_tokens([AddedToken(t, normalized=False, special=False) for t in plain])
     return backend
 
@@ -204,7 +204,8 @@ _FRAGMENTS = [
     *(token.upper() for token in CONTROLS),
     "＜｜turn＞", "＜turn｜＞", "<｜turn>", "<|tu\u200brn>", "<\u200d|turn>", "<|turn\ufeff>",
     "\u2060", "\ufdd0", "\ufdd1", "\ufdd0<|turn>", "\\ufdd0<|turn>", "\ue000", "\uf8ff",
-    "▁", " ", "\n", "\n\n", "\t", "<b>", "<0x3C>", "<0x7C>", "the", "user", "7", "é", "水", "🙂", "\0",
+    "▁", " ", "\n", "\n\n", "\t", "<b>", "<0x3C>", "<0x7C>",
+    "the", "user", "7", "é", "水", "🙂", "\0",
 ]  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from sfumato.errors import TokenizerError
@@ -39,8 +40,25 @@ def gemma_bytes(token: str) -> bytes:
     return token.replace(_SPACE_MARK, " ").encode("utf-8")
 
 
-def piece_reader(decoder: Any, source: str) -> Callable[[str], bytes]:
-    """How pieces become bytes under `decoder`, the decoder of a `tokenizers.Tokenizer`.
+def plain_bytes(token: str) -> bytes:
+    """The bytes of a token that is spelled as it is."""
+    return token.encode("utf-8")
+
+
+@dataclass(frozen=True)
+class PieceReader:
+    """How entries become bytes: the model's own pieces, and text that was added to them.
+
+    Gemma's added runs of spaces are written with `▁`; byte-level BPE's added tokens are spelled
+    as they are.
+    """
+
+    piece: Callable[[str], bytes]
+    added: Callable[[str], bytes]
+
+
+def piece_reader(decoder: Any, source: str) -> PieceReader:
+    """How entries become bytes under `decoder`, the decoder of a `tokenizers.Tokenizer`.
 
     Raises TokenizerError for a decoder other than byte-level BPE's and Gemma's: text would come
     out subtly wrong.
@@ -50,10 +68,10 @@ def piece_reader(decoder: Any, source: str) -> Callable[[str], bytes]:
         state = json.loads(decoder.__getstate__())
     steps = state["decoders"] if state["type"] == "Sequence" else [state]
     if [step["type"] for step in steps] == ["ByteLevel"]:
-        return byte_level_bytes
+        return PieceReader(byte_level_bytes, plain_bytes)
     replace = {"type": "Replace", "pattern": {"String": _SPACE_MARK}, "content": " "}
     if steps[:2] == [replace, {"type": "ByteFallback"}] and steps[2:] in ([{"type": "Fuse"}], []):
-        return gemma_bytes
+        return PieceReader(gemma_bytes, gemma_bytes)
     names = ", ".join(str(step["type"]) for step in steps)
     raise TokenizerError(
         f"{source}: the decoder ({names}) is not one that sfumato knows",

@@ -36,7 +36,7 @@ class Tokenizer:
         """Take over `backend`; `source` names it in errors."""
         self._backend = backend
         self._source = source
-        self._piece_bytes = piece_reader(backend.decoder, source)
+        self._reader = piece_reader(backend.decoder, source)
         self._pieces: dict[int, bytes] = {}
         backend.no_truncation()
         backend.no_padding()
@@ -131,8 +131,10 @@ class Tokenizer:
         found = self._pieces.get(token_id)
         if found is not None:
             return found
-        if token_id in self._added:
+        if token_id in self.control_ids:
             data = self._added[token_id].encode("utf-8")
+        elif token_id in self._added:
+            data = self._reader.added(self._added[token_id])
         else:
             piece = self._backend.id_to_token(token_id) if 0 <= token_id < self.vocab_size else None
             if piece is None:
@@ -140,7 +142,7 @@ class Tokenizer:
                     f"token id {token_id} is not in the vocabulary",
                     hint=f"ids go from 0 to {self.vocab_size - 1}",
                 )
-            data = self._piece_bytes(piece)
+            data = self._reader.piece(piece)
         self._pieces[token_id] = data
         return data
 

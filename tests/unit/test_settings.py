@@ -1,0 +1,72 @@
+"""What the environment may say."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from sfumato.errors import UsageError
+from sfumato.settings import Settings
+
+
+def test_an_empty_environment_gives_the_defaults() -> None:
+    assert Settings.from_environment({}) == Settings(
+        model=None, threads=None, offline=False, color=True
+    )
+
+
+def test_everything_at_once() -> None:
+    environment = {
+        "SFUMATO_MODEL": " /models/gemma ",
+        "SFUMATO_THREADS": "8",
+        "HF_HUB_OFFLINE": "1",
+        "NO_COLOR": "1",
+        "PATH": "/bin",
+    }
+    assert Settings.from_environment(environment) == Settings(
+        model="/models/gemma", threads=8, offline=True, color=False
+    )
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "many", "1.5", "99999", "9" * 9999, "²", "+1", "1_0"])
+def test_threads_must_be_a_number(value: str) -> None:
+    with pytest.raises(UsageError, match="SFUMATO_THREADS") as caught:
+        Settings.from_environment({"SFUMATO_THREADS": value})
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("value", ["", " "])
+def test_empty_is_unset(value: str) -> None:
+    environment = dict.fromkeys(["SFUMATO_MODEL", "SFUMATO_THREADS", "HF_HUB_OFFLINE"], value)
+    assert Settings.from_environment(environment) == Settings()
+
+
+def test_unknown_variables_are_named() -> None:
+    with pytest.raises(UsageError, match="SFUMATO_MODLE"):
+        Settings.from_environment({"SFUMATO_MODLE": "x"})
+
+
+@pytest.mark.parametrize(
+    ("environment", "color"),
+    [({"NO_COLOR": ""}, True), ({"NO_COLOR": "0"}, False), ({"TERM": "dumb"}, False),
+     ({"TERM": "xterm"}, True)],
+)  # fmt: skip
+def test_color(environment: dict[str, str], color: bool) -> None:
+    assert Settings.from_environment(environment).color is color
+
+
+@pytest.mark.parametrize("value", ["1", "ON", "yes", "True"])
+def test_offline_reads_as_the_hub_library_does(value: str) -> None:
+    from huggingface_hub.constants import _is_true
+
+    assert Settings.from_environment({"HF_HUB_OFFLINE": value}).offline is _is_true(value) is True
+    assert Settings.from_environment({"HF_HUB_OFFLINE": "0"}).offline is False
+
+
+def test_the_process_is_read_and_the_result_is_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SFUMATO_MODEL", "here")
+    found = Settings.from_environment()
+    assert found.model == "here"
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        found.model = "there"  # type: ignore[misc]

@@ -227,6 +227,16 @@ WORDS: tuple[str, ...] = listed(
     screwdriver brush notebook pencil marker stapler envelope calendar agenda software update
     release backup server database network password payment refund discount coupon parking garage
     engine tire brake playlist guitar piano violin drums jazz techno blues podcast movie cinema
-    theater gallery library bathroom lounge basement attic terrace
+    theater gallery library bathroom lounge basement attic terrace numbers digits meters kilometers
+    format system press array conversion date text make type extract convert extra solve degrees
+    quantity many currency product timer tool tools artist event temperature title author pet
+    people time seconds monday tuesday wednesday thursday friday saturday sunday january february
+    march april may june july august september october november december data code file test
+    example list notes page photo video team contract bill receipt delivery package parcel card
+    cash tax rent lease visa insurance assistant engineer manager repair support customer client
+    status demo launch sprint sync lunch brunch snack onion garlic tomato potato carrot banana
+    orange lemon mango grape melon chocolate vanilla pie candy mom dad uncle grandma grandpa boss
+    teacher driver plumber electrician haircut checkup surgery therapy medicine pills vitamins the
+    and for with not but all this that from have will your are was
     """
 )

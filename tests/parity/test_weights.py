@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,22 @@ def test_what_the_reference_saves_loads_here(tmp_path: Path, shape: Shape, shard
     assert config.text.layers == tiny_config(shape).text.layers
 
 
+def test_a_tower_of_clipped_layers_comes_with_its_bounds(tmp_path: Path) -> None:
+    plain = tiny_config(SHAPES[0])
+    assert plain.vision is not None
+    config = replace(plain, vision=replace(plain.vision, use_clipped_linears=True))
+    reference = DiffusionGemmaForBlockDiffusion(reference_config(config))
+    randomise(reference, seed=3)
+    reference.tie_weights()
+    reference.save_pretrained(tmp_path)
+    network, read = load_network(tmp_path)
+    assert read.vision == config.vision
+    theirs = reference.state_dict()
+    bounds = [name for name in theirs if name.endswith("input_min")]
+    assert bounds
+    assert all(torch.equal(tensor, theirs[n]) for n, tensor in network.state_dict().items())
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("max_shard_bytes", [10**9, 30_000])
 def test_what_is_exported_loads_there(tmp_path: Path, dtype: str, max_shard_bytes: int) -> None:
@@ -98,6 +115,15 @@ def test_a_text_only_checkpoint_loads_there_but_for_the_vision_tower(tmp_path: P
     assert not info["mismatched_keys"]
     theirs = reference.state_dict()
     assert all(torch.equal(tensor, theirs[n]) for n, tensor in network.state_dict().items())
+
+
+def test_the_released_configuration_in_the_reference_s_own_spelling(tmp_path: Path) -> None:
+    data: dict[str, Any] = json.loads(RELEASED.read_text())
+    DiffusionGemmaConfig(**data).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert "per_layer_config" in saved["text_config"]
+    assert "global_head_dim" not in saved["text_config"]
+    assert load_config(tmp_path) == parse_config(data)
 
 
 def test_the_released_names_and_shapes_are_the_reference_s() -> None:

@@ -52,12 +52,13 @@ def test_the_released_configuration() -> None:
 def test_both_spellings_of_the_full_layers_mean_the_same() -> None:
     old = parsed(global_head_dim=16, num_global_key_value_heads=1)
     new = parsed(per_layer_config={"2": {"head_dim": 16, "num_key_value_heads": 1}})
+    padded = parsed(per_layer_config={"02": {"head_dim": 16, "num_key_value_heads": 1}})
     both = parsed(
         global_head_dim=16,
         num_global_key_value_heads=1,
         per_layer_config={"2": {"head_dim": 16, "num_key_value_heads": 1}},
     )
-    assert old == new == both
+    assert old == new == padded == both
     assert old.text.layers[2] == LayerConfig("full_attention", 16, 1)
 
 
@@ -141,8 +142,11 @@ def test_variants_of_gemma_that_are_not_built(change: dict[str, Any], words: str
         ({"pad_token_id": 64}, "outside the vocabulary of 64"),
         ({"pad_token_id": -1}, "pad_token_id must be between 0"),
         ({"eos_token_id": [1, "2"]}, "eos_token_id must hold integers"),
-        ({"per_layer_config": {"3": {"head_dim": 8}}}, "unknown field text_config.per_layer_conf"),
-        ({"per_layer_config": {"02": {"head_dim": 8}}}, "unknown field"),
+        ({"per_layer_config": {"3": {"head_dim": 8}}}, "3 is no layer: there are 0 to 2"),
+        ({"per_layer_config": {"-1": {"head_dim": 8}}}, "-1 is no layer"),
+        ({"per_layer_config": {"\u0662": {"head_dim": 8}}}, "is no layer"),
+        ({"per_layer_config": {"02": {}, "2": {}}}, "per_layer_config.2 is the same layer as 02"),
+        ({"per_layer_config": {"2": None}}, "per_layer_config.2 is missing"),
         ({"per_layer_config": {"2": {"sliding_window": 8}}}, "per_layer_config.2.sliding_window"),
         ({"per_layer_config": {"2": 8}}, "must be an object, not an integer"),
         ({"per_layer_config": {"0": {"head_dim": 16}}}, "makes layers 0 and 1 differ"),

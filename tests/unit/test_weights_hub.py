@@ -213,6 +213,7 @@ def unreachable() -> Exception:
         (unreachable(), "could not be fetched: Name or service not known"),
         (ConnectionError(""), "could not be fetched: ConnectionError"),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/x"), "No space left on device"),
+        (RuntimeError("xet broke"), "could not be fetched: xet broke"),
         (errors.HFValidationError("bad name"), "could not be fetched: bad name"),
     ],
 )

@@ -98,6 +98,15 @@ def test_a_dtype_or_device_that_cannot_be(
         load_network(tmp_path / "m", dtype=dtype, device=device)
 
 
+def test_a_network_that_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> Tensor:
+        raise RuntimeError("can't allocate memory: you tried to allocate 9 bytes.\nmore")
+
+    write_checkpoint(tmp_path / "m")
+    monkeypatch.setattr(WeightFiles, "tensor", refuse)
+    assert "cannot be held as float32 on cpu: can't allocate" in refusal(tmp_path / "m")
+
+
 def test_shards_give_the_same_network(tmp_path: Path) -> None:
     network, _ = write_checkpoint(tmp_path / "m", max_shard_bytes=4000)
     shards = list((tmp_path / "m").glob("model-*.safetensors"))

@@ -57,6 +57,10 @@ class Fields:
         """Whether the field is there, not yet taken and not null."""
         return self._left.get(name) is not None
 
+    def names(self) -> list[str]:
+        """The names of the fields nobody has taken yet."""
+        return list(self._left)
+
     def is_null(self, name: str) -> bool:
         """Whether the field is there and null, where null means something else than absent."""
         return name in self._left and self._left[name] is None

@@ -66,11 +66,12 @@ def _layer_kinds(text: Fields, count: int) -> list[LayerKind]:
 
 
 def _per_layer(fields: Fields, base: dict[str, int], count: int) -> list[dict[str, int]]:
+    names = _layer_names(fields, count)
     shapes = []
     for index in range(count):
         shape = dict(base)
-        if fields.has(str(index)):
-            layer = fields.child(str(index))
+        if index in names:
+            layer = fields.child(names[index])
             shape["head_dim"] = layer.integer("head_dim", base["head_dim"], high=MAX_HEAD_DIM)
             shape["num_key_value_heads"] = layer.integer(
                 "num_key_value_heads", base["num_key_value_heads"], high=MAX_HEADS
@@ -78,10 +79,21 @@ def _per_layer(fields: Fields, base: dict[str, int], count: int) -> list[dict[st
             if layer.take("skip", []) != []:
                 raise layer.unsupported("skip", "every layer has all its parts")
             layer.finish()
-        fields.ignore((str(index),))
         shapes.append(shape)
     fields.finish()
     return shapes
+
+
+def _layer_names(fields: Fields, count: int) -> dict[int, str]:
+    """What the file calls each layer: its index, which transformers pads with zeros to sort."""
+    names: dict[int, str] = {}
+    for name in fields.names():
+        if not (name.isascii() and name.isdigit() and len(name) <= 8 and int(name) < count):
+            raise fields.error(name, f"is no layer: there are 0 to {count - 1}")
+        other = names.setdefault(int(name), name)
+        if other != name:
+            raise fields.error(name, f"is the same layer as {other}")
+    return names
 
 
 def _check_agreement(

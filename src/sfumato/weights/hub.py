@@ -147,14 +147,15 @@ def _cached(repo: str, revision: str | None) -> Path | None:
     import huggingface_hub
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    try:
-        folder = Path(
-            huggingface_hub.snapshot_download(
-                repo, revision=revision, allow_patterns=list(WANTED), local_files_only=True
+    with _hub_errors(repo, revision):
+        try:
+            folder = Path(
+                huggingface_hub.snapshot_download(
+                    repo, revision=revision, allow_patterns=list(WANTED), local_files_only=True
+                )
             )
-        )
-    except LocalEntryNotFoundError:
-        return None
+        except LocalEntryNotFoundError:
+            return None
     return folder if _is_complete(folder) else None
 
 
@@ -241,7 +242,16 @@ def _hub_errors(repo: str, revision: str | None) -> Iterator[None]:
     # The bases of HfHubHTTPError: the HTTP client's own base error, whichever client it is in
     # this release, and OSError, which covers the disk.
     bases: Any = errors.HfHubHTTPError.__bases__
-    caught: tuple[type[Exception], ...] = (*bases, errors.EntryNotFoundError, ValueError)
+    # Errors of its newer releases that have neither base, and RuntimeError, hf_xet's only kind.
+    newer = ("XetDownloadError", "RevisionResolutionError", "CachedRepoTreeNotFoundError")
+    others = [getattr(errors, name) for name in newer if hasattr(errors, name)]
+    caught: tuple[type[Exception], ...] = (
+        *bases,
+        *others,
+        errors.EntryNotFoundError,
+        ValueError,
+        RuntimeError,
+    )
     try:
         yield
     except caught as problem:

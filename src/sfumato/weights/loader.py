@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sfumato.config.model import ModelConfig
 from sfumato.config.parse import load_config
-from sfumato.errors import InputError
+from sfumato.errors import CheckpointError, InputError
 from sfumato.model.diffusion_gemma import DiffusionGemma
 from sfumato.weights.files import WeightFiles
 from sfumato.weights.names import assign_names
@@ -40,10 +40,17 @@ def load_network(
     network = build_on_meta(config)
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     sources = assign_names(files.entries, expected, files.tensor, str(folder))
-    tensors: dict[str, Tensor] = {
-        name: files.tensor(source).to(device=target, dtype=wanted)
-        for name, source in sources.items()
-    }
+    tensors: dict[str, Tensor] = {}
+    try:
+        for name, source in sources.items():
+            tensors[name] = files.tensor(source).to(device=target, dtype=wanted)
+    except (MemoryError, RuntimeError) as problem:  # torch says RuntimeError when memory is out
+        reason = (str(problem).splitlines() or ["out of memory"])[0][:200]
+        name = next(name for name, known in DTYPES.items() if known == wanted)
+        raise CheckpointError(
+            f"{folder}: cannot be held as {name} on {target}: {reason}",
+            hint="`sfumato doctor` says what fits this machine",
+        ) from None
     network.load_state_dict(tensors, strict=True, assign=True)
     return network.eval(), config
 

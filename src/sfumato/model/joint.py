@@ -8,6 +8,7 @@ backward pass takes three times as long (docs/decisions/0005-joint-training-pass
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -33,13 +34,16 @@ class JointOutput:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
     """How one layer kind looks: T encode positions, C canvases of L; additive masks, 0 or -inf."""
 
     split: int
     canvases: int
     causal: Tensor  # [B, 1, T, T]
     prefix: Tensor  # [B, 1, C, 1, T]
+
+
+LayerRun = Callable[["Layer", Tensor, tuple[Tensor, Tensor], Plan, Tensor], Tensor]
 
 
 def joint_pass(
@@ -49,13 +53,29 @@ def joint_pass(
     canvas_inputs: Tensor,
     canvas_start: Tensor | None,
 ) -> JointOutput:
+    """`joint_states` with the head on the canvases' states."""
+    length = canvas_inputs.shape[1]
+    encoded, refined = joint_states(net, encode_ids, encode_real, canvas_inputs, canvas_start)
+    return JointOutput(net.head(refined).reshape(-1, length, net.config.text.vocab_size), encoded)
+
+
+def joint_states(
+    net: DiffusionGemma,
+    encode_ids: Tensor,
+    encode_real: Tensor,
+    canvas_inputs: Tensor,
+    canvas_start: Tensor | None,
+    run: LayerRun | None = None,
+) -> tuple[Tensor, Tensor]:
     """One pass for `encode_ids` [B, T] (`encode_real` false on padding) and canvases [B * C, L, D].
 
-    A canvas sees all of itself and the encode positions before its start, `canvas_start` [B * C]
+    Returns the final states of the encode stream [B, T, D] and of the canvases [B, C * L, D]. A
+    canvas sees all of itself and the encode positions before its start, `canvas_start` [B * C]
     (by default after every real token), so a clean answer may follow the prompt without being read
     by the canvas that must find it. With `net.checkpoint_layers` set, layers are recomputed in the
-    backward pass instead of stored.
+    backward pass instead of stored. `run` takes the place of `run_layer`, compiled for instance.
     """
+    run = run_layer if run is None else run
     text = net.config.text
     batch, split = encode_ids.shape
     canvases, length = canvas_inputs.shape[0] // batch, canvas_inputs.shape[1]
@@ -81,21 +101,21 @@ def joint_pass(
         ]
         arguments = (layer, x, tables[layer.kind], plans[layer.kind], torch.cat(parts)[:, None])
         if net.checkpoint_layers:
-            x = checkpoint(_run, *arguments, use_reentrant=False)
+            x = checkpoint(run, *arguments, use_reentrant=False)
         else:
-            x = _run(*arguments)
+            x = run(*arguments)
     x = net.model.decoder.norm(x)
-    return JointOutput(net.head(x[:, split:]).reshape(-1, length, text.vocab_size), x[:, :split])
+    return x[:, :split], x[:, split:]
 
 
-def _plan(positions: Tensor, starts: Tensor, window: int | None) -> _Plan:
+def _plan(positions: Tensor, starts: Tensor, window: int | None) -> Plan:
     """Additive masks for encode `positions` [B, T] and canvas `starts` [B, C]."""
     keys, first = positions[:, None], starts[:, :, None]
     seen = (keys >= 0) & (keys < first)
     if window is not None:
         seen &= keys > first - window
     causal = encode_mask(positions, positions, window)
-    return _Plan(
+    return Plan(
         positions.shape[1], starts.shape[1], _additive(causal), _additive(seen)[:, None, :, None]
     )
 
@@ -104,14 +124,15 @@ def _additive(mask: Tensor) -> Tensor:
     return torch.zeros_like(mask, dtype=torch.float).masked_fill(~mask, -torch.inf)
 
 
-def _run(
-    layer: Layer, x: Tensor, tables: tuple[Tensor, Tensor], plan: _Plan, scalar: Tensor
+def run_layer(
+    layer: Layer, x: Tensor, tables: tuple[Tensor, Tensor], plan: Plan, scalar: Tensor
 ) -> Tensor:
+    """One layer over the joint sequence `x` [B, T + C * L, D]; the unit worth compiling."""
     mixed = _mix(layer.self_attn, layer.project(x, tables), plan)
     return layer.finish(x, mixed, scalar)
 
 
-def _mix(attention: Attention, qkv: tuple[Tensor, Tensor, Tensor], plan: _Plan) -> Tensor:
+def _mix(attention: Attention, qkv: tuple[Tensor, Tensor, Tensor], plan: Plan) -> Tensor:
     """Attention [B, N, T + C * L, H], the encode stream and the canvases apart.
 
     What a canvas never sees (later text, other canvases) is not computed rather than masked.

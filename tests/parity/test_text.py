@@ -1,7 +1,8 @@
 """Prompts as `transformers` makes them: for text without control tokens in it, id for id.
 
-The last test needs the real 262,144-entry vocabulary, which is under Gemma's own terms and not in
-this repository: point --released-tokenizer's variable below at a folder that holds it.
+The last test needs the real vocabulary of 262,144 entries, which is under Gemma's own terms and so
+not in this repository: GEMMA_TOKENIZER_FOLDER names a folder with Gemma 3's tokenizer.json, and the
+test renames the entries that Gemma 4 renamed.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ def test_tools_thoughts_and_images(
     call = {"type": "function", "id": "", "function": {"name": "f", "arguments": arguments}}
     parameters = {"type": "object", "properties": {"x": {"type": "string", "description": b}}}
     tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
-    fields = [
+    fields: list[dict[str, Any]] = [
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": a}]},
         {"role": "assistant", "content": "", "reasoning": b, "tool_calls": [call]},
         {"role": "tool", "name": "f", "content": b},

@@ -338,6 +338,24 @@ def test_a_killed_process_is_an_error_or_replaced(made: list[ChatTemplate]) -> N
     assert text_of(template.render(HELLO)) == "x"
 
 
+def test_a_forked_child_takes_a_process_of_its_own(made: list[ChatTemplate]) -> None:
+    template = ChatTemplate("x", TOKENIZER)
+    made.append(template)
+    template.start()
+    parents = template._worker._process
+    assert parents is not None
+    template._worker._owner = -1  # as seen from a child
+    assert text_of(template.render(HELLO)) == "x"
+    own = template._worker._process
+    assert own is not None
+    assert own.pid != parents.pid
+    assert parents.poll() is None
+    for pipe in (parents.stdin, parents.stdout):
+        assert pipe is not None
+        pipe.close()
+    assert parents.wait(timeout=20) == 0  # it ends when nobody is left to ask
+
+
 def test_nothing_starts_before_it_is_needed() -> None:
     assert ChatTemplate("x", TOKENIZER)._worker._process is None
 

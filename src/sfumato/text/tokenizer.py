@@ -233,6 +233,7 @@ def _control_tokens(backend: Backend, named: Mapping[str, str], source: str) -> 
     """Find the control tokens and make `backend` treat all of them as special, ids unchanged."""
     names = set(named.values())
     control: dict[str, int] = {}
+    found: list[AddedToken] = []
     for token_id, added in sorted(_added_tokens(backend).items()):
         if not added.content:
             raise TokenizerError(f"{source}: the added token {token_id} is empty")
@@ -243,9 +244,11 @@ def _control_tokens(backend: Backend, named: Mapping[str, str], source: str) -> 
                     hint="sfumato reads tokenizers without lstrip, rstrip and single_word there",
                 )
             control[added.content] = token_id
-            # Special for the library too: it then leaves the spelling alone in plain text.
             added.special = True
-            backend.add_special_tokens([added])
+            found.append(added)
+    # Special for the library too: it then leaves the spellings alone in plain text. All at once:
+    # the library builds its matcher anew at every call, and Gemma reserves 6,242 entries.
+    backend.add_special_tokens(found)
     for name, spelling in named.items():
         if spelling not in control:
             raise TokenizerError(

@@ -37,8 +37,9 @@ Shell = Literal["bash", "zsh", "fish"]
 def completion(
     shell: Annotated[Shell, typer.Argument(help="The shell to write the script for.")],
 ) -> None:
-    """Print a shell's completion script: `eval "$(sfumato completion bash)"`.
+    """Print a shell's completion script.
 
-    `sfumato --install-completion` puts one into your shell's own files instead.
+    Use it as `eval "$(sfumato completion bash)"`; `sfumato --install-completion` puts one into
+    your shell's own files instead.
     """
     print(_SCRIPTS[shell], end="")

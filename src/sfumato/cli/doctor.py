@@ -31,7 +31,10 @@ _REST = ("attention", "norms and router", "sampling", "vision tower")
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Look at this machine: processor, memory, torch, what serves each operation, what fits."""
+    """Look at this machine and say which models fit.
+
+    Processor, memory, disk and torch; what serves each operation and why; what fits.
+    """
     import torch
     from huggingface_hub import constants
 

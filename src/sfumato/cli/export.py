@@ -45,9 +45,10 @@ def export(
         bool, typer.Option("--overwrite", help="Replace a checkpoint that is already there.")
     ] = False,
 ) -> None:
-    """Write a model as a Hugging Face checkpoint, which transformers and sfumato load.
+    """Write a model as a checkpoint of its own.
 
-    DEST is there complete at the end, or as it was before. Prints DEST.
+    It has Hugging Face form: transformers and sfumato load it. DEST is there complete at the end,
+    or as it was before. Prints DEST.
     """
     limit = parse_size(max_shard_size)
     from sfumato.cli.checkpoint import weights_folder

@@ -14,7 +14,10 @@ from sfumato.cli.terminal import human_bytes, print_json, print_table
 def list_models(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False,
 ) -> None:
-    """List the models on this machine: the small one, and DiffusionGemma in the hub's cache."""
+    """List the models on this machine.
+
+    That is the small one inside this package, and DiffusionGemma checkpoints in the hub's cache.
+    """
     from sfumato.weights.hub import cached_models
 
     found: list[dict[str, Any]] = [_small()]

@@ -27,10 +27,11 @@ def pull(
         bool, typer.Option("--anyway", help="Fetch it even if it will not fit in memory.")
     ] = False,
 ) -> None:
-    """Fetch a hub checkpoint into the standard cache, if it fits this machine.
+    """Fetch a hub checkpoint, if it fits this machine.
 
-    Its configuration comes first, and memory and disk are held against it before the weights
-    are touched. Run again, it fetches what is new. Prints the checkpoint's folder.
+    It goes into the standard cache. Its configuration comes first, and memory and disk are held
+    against it before the weights are touched. Run again, it fetches what is new. Prints the
+    checkpoint's folder.
     """
     if repo == SMALL:
         raise UsageError("the small model is in the package already")

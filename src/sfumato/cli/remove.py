@@ -16,7 +16,10 @@ def remove(
     repo: Annotated[str, typer.Argument(metavar="REPO", help="As `sfumato list` names it.")],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
-    """Delete a hub checkpoint, all its revisions, from the cache."""
+    """Delete a hub checkpoint from the cache.
+
+    All its revisions go.
+    """
     from sfumato.weights import hub
 
     if repo == SMALL:

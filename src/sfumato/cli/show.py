@@ -22,9 +22,10 @@ def show(
     model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help=MODEL_HELP)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Say what a checkpoint is: parameters in all and active, memory by format, layers, ids.
+    """Say what a checkpoint is.
 
-    No weights are loaded: a configuration is enough.
+    Parameters in all and active, memory by format, layers, canvas, context, ids. No weights
+    are loaded: a configuration is enough.
     """
     name = chosen_model(model)
     folder = config_folder(name)

@@ -20,20 +20,20 @@ def fold(runs: Iterable[Run], width: int) -> list[Text]:
     Breaking between words would make the text jump at every step, and the finished answer, which
     the terminal breaks, would not lie where it lay.
     """
-    lines = [Text(no_wrap=True, end="")]
+    lines = [Text(no_wrap=True)]
     column = 0
     for text, style in runs:
-        for character in text:
-            if character == "\n":
-                lines.append(Text(no_wrap=True, end=""))
-                column = 0
-                continue
+        begun = 0  # of the part of `text` that goes on the present line
+        for index, character in enumerate(text):
             size = cell_len(character)
-            if column + size > width and column:
-                lines.append(Text(no_wrap=True, end=""))
-                column = 0
-            lines[-1].append(character, style)
-            column += size
+            breaks = character == "\n"
+            if not breaks and (column + size <= width or not column):
+                column += size
+                continue
+            lines[-1].append(text[begun:index], style)
+            lines.append(Text(no_wrap=True))
+            begun, column = (index + 1, 0) if breaks else (index, size)
+        lines[-1].append(text[begun:], style)
     return lines
 
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from sfumato.diffusion.events import CommitEvent, StepEvent
 
 DEFAULT_PACE = 0.04  # seconds a step stays on the screen at least, so that an eye can follow
+# Synchronized output: a terminal that knows it shows the lines between the two at once, without
+# the erased state in the middle; any other ignores both (private mode 2026).
+_HOLD, _RELEASE = "\x1b[?2026h", "\x1b[?2026l"
 
 
 @dataclass
@@ -64,7 +67,7 @@ class LiveCanvas:
         self._tokens = tokens
         self._glyphs: Glyphs = glyphs_for(console.encoding)
         self._palette: Palette = make_palette()
-        self._view: TextView | GridView = choose_view(prompt, self._palette, self._glyphs)
+        self.view: TextView | GridView = choose_view(prompt, self._palette, self._glyphs)
         self._pace = pace
         self._limit = max_new_tokens
         self._clock = clock
@@ -158,7 +161,7 @@ class LiveCanvas:
         seen.text += "".join(cell.text for cell in cells if not cell.control)
         seen.before = (*seen.before, *cells)
         seen.frame = None
-        if isinstance(self._view, TextView):
+        if isinstance(self.view, TextView):
             self._print_lines_above()
 
     def render(self, width: int, height: int) -> Group:
@@ -166,7 +169,7 @@ class LiveCanvas:
         frame = self._seen.frame
         if frame is None:
             return Group()
-        view = self._view
+        view = self.view
         if not view.fits(width):
             view = TextView(self._palette, self._glyphs)
         lines = view.lines(self._seen.before, frame, width)
@@ -176,7 +179,7 @@ class LiveCanvas:
         if len(lines) > room:
             hidden = len(lines) - room + 1
             mark = f"{self._glyphs.ellipsis} {hidden} lines above"
-            lines = [Text(mark, self._palette.label, end=""), *lines[hidden:]]
+            lines = [Text(mark, self._palette.label), *lines[hidden:]]
         return Group(*lines, status_line(frame, width, self._glyphs, self._palette))
 
     def _panel(self, frame: Frame) -> list[Text]:
@@ -186,7 +189,13 @@ class LiveCanvas:
         assert self._live is not None
         width, height = self.console.size
         # A full last column makes some terminals wrap, so it stays free.
-        self._live.update(self.render(max(1, width - 1), height), refresh=True)
+        drawn = self.render(max(1, width - 1), height)
+        self.console.file.write(_HOLD)
+        try:
+            self._live.update(drawn, refresh=True)
+        finally:
+            self.console.file.write(_RELEASE)
+            self.console.file.flush()
         self._shown = self._clock()
 
     def _wait(self) -> None:
@@ -209,15 +218,15 @@ class LiveCanvas:
         self._print_cells(done)
 
     def _print_cells(self, cells: Sequence[Cell]) -> None:
-        text = Text(end="")
+        text = Text()
         for run, style in committed_runs(cells, self._glyphs, self._palette):
             text.append(run, style)
         self.console.print(text, soft_wrap=True, highlight=False)
 
     def _print_finished(self) -> None:
         seen = self._seen
-        if isinstance(self._view, GridView):
-            self._print_grid(self._view, seen.text.strip())
+        if isinstance(self.view, GridView):
+            self._print_grid(self.view, seen.text.strip())
         if seen.before:
             self._print_cells(seen.before)
 

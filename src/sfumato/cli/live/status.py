@@ -35,7 +35,7 @@ def figures(frame: Frame, glyphs: Glyphs) -> list[tuple[str, str]]:
 
 def status_line(frame: Frame, width: int, glyphs: Glyphs, palette: Palette) -> Text:
     """One line of as many figures as `width` columns hold."""
-    line = Text(no_wrap=True, end="")
+    line = Text(no_wrap=True)
     gap = f" {glyphs.separator} "
     for name, value in figures(frame, glyphs):
         label = f"{name} " if name else ""
@@ -51,7 +51,7 @@ def status_panel(frame: Frame, glyphs: Glyphs, palette: Palette) -> list[Text]:
     """A line a figure, to stand beside a narrow view."""
     lines = []
     for name, value in figures(frame, glyphs):
-        line = Text(no_wrap=True, end="")
+        line = Text(no_wrap=True)
         if name:
             line.append(f"{name:>18}  ", palette.label).append(value)
         else:

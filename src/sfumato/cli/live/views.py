@@ -91,17 +91,17 @@ class GridView:
     def _draw(self, runs: Sequence[Run]) -> list[Text]:
         top, middle, bottom, upright = self.glyphs.grid
         frame = self.palette.frame
-        drawn = [Text(top, frame, end="")]
+        drawn = [Text(top, frame)]
         for row in range(_SIDE):
-            line = Text(no_wrap=True, end="")
+            line = Text(no_wrap=True)
             for column in range(_SIDE):
                 line.append(f"{upright} " if column % 3 == 0 else "", frame)
                 line.append(*runs[row * _SIDE + column])
                 line.append(" ")
             drawn.append(line.append(upright, frame))
             if row in {2, 5}:
-                drawn.append(Text(middle, frame, end=""))
-        return [*drawn, Text(bottom, frame, end="")]
+                drawn.append(Text(middle, frame))
+        return [*drawn, Text(bottom, frame)]
 
     def _digit(self, index: int) -> Style:
         return self.palette.given if self.givens[index] in "123456789" else self.palette.committed

@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sfumato.cli.dialogue import Dialogue, figures_line
+from sfumato.cli.live.lines import printable
 from sfumato.cli.live.live_canvas import LiveCanvas
 from sfumato.cli.live.tokens import TokenizerText
 from sfumato.cli.live.views import GridView
@@ -44,7 +45,7 @@ class Recorder(LiveCanvas):
         super().on_step(event)
         width = self.stage_columns()
         caption = Text(f"step {event.step}, entropy {float(event.entropy[0].mean()):.2f}", "dim")
-        self.frames.append((self.render(width, ROWS), caption))
+        self.frames.append((Group(*self.picture(width)), caption))
 
     def stage_columns(self) -> int:
         """Columns of one frame: too few for the figures to stand beside it."""
@@ -77,7 +78,7 @@ def record(prompt: str, model: str | None, seed: int) -> str:
     named = f" --model {model}" if model else ""
     command = Text(f'$ sfumato ask{named} "{prompt}"', no_wrap=True, overflow="ellipsis")
     parts: list[RenderableType] = [command, Text(), table, Text()]
-    parts += [Text(reply.parsed.answer), Text(figures_line(reply), "dim")]
+    parts += [Text(printable(reply.parsed.answer)), Text(figures_line(reply), "dim")]
     columns = len(chosen) * (recorder.stage_columns() + GAP)
     picture = Console(
         file=io.StringIO(),

@@ -1,7 +1,232 @@
-"""`sfumato eval`: run a task set."""
+"""`sfumato eval`: accuracy with its interval, and what it costs; sweeps of the decoder."""
 
 from __future__ import annotations
 
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
-def evaluate() -> None:
-    """Evaluate."""
+import typer
+
+from sfumato.cli.options import DecodingOptions, ModelOptions
+from sfumato.cli.terminal import print_json
+from sfumato.errors import UsageError
+
+if TYPE_CHECKING:
+    from sfumato.api import Model
+    from sfumato.cli.dialogue import Dialogue
+    from sfumato.evaluation.report import Report
+    from sfumato.evaluation.run import Progress
+    from sfumato.evaluation.sweep import Sweep
+    from sfumato.evaluation.task_sets import TaskSet
+
+ERASE_LINE = "\r\x1b[2K"
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """Values of the decoder's settings to try, separated by commas."""
+
+    sweep_steps: Annotated[
+        str | None, typer.Option(metavar="N,N,...", help="Denoising steps to try.")
+    ] = None
+    sweep_entropy_bound: Annotated[
+        str | None, typer.Option(metavar="X,X,...", help="Entropy bounds to try.")
+    ] = None
+    sweep_confidence: Annotated[
+        str | None, typer.Option(metavar="X,X,...", help="Confidence thresholds to try.")
+    ] = None
+    sweep_temperatures: Annotated[
+        str | None,
+        typer.Option(metavar="MIN:MAX,...", help="Temperatures to try, the last step's first."),
+    ] = None
+    one_at_a_time: Annotated[
+        bool,
+        typer.Option(
+            "--one-at-a-time", help="Change one setting at a time instead of every combination."
+        ),
+    ] = False
+    baseline: Annotated[
+        bool, typer.Option("--baseline", help="Add a row of the same weights left to right.")
+    ] = False
+
+    def sweep(self) -> Sweep | None:
+        """The sweep that was asked for. Raises UsageError for what is no number."""
+        from sfumato.evaluation.sweep import Sweep
+
+        sweep = Sweep(
+            max_denoising_steps=_numbers("--sweep-steps", self.sweep_steps, int),
+            entropy_bound=_numbers("--sweep-entropy-bound", self.sweep_entropy_bound, float),
+            confidence_threshold=_numbers("--sweep-confidence", self.sweep_confidence, float),
+            temperatures=_pairs("--sweep-temperatures", self.sweep_temperatures),
+            design="one-at-a-time" if self.one_at_a_time else "cartesian",
+            autoregressive=self.baseline,
+        )
+        return sweep if sweep.axes or self.baseline else None
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Where the report goes besides the terminal."""
+
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the report as one JSON object.")
+    ] = False
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write the report as JSON.")
+    ] = None
+    markdown: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write the table as Markdown.")
+    ] = None
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw accuracy against steps, as .svg or .png."),
+    ] = None
+    commit: Annotated[
+        str, typer.Option(metavar="HASH", help="The commit to name in the report.")
+    ] = "unknown"
+
+    def check(self, sweep: Sweep | None) -> None:
+        """Raise for a place that cannot be written, before an hour is spent."""
+        from sfumato.evaluation.files import check_target
+        from sfumato.evaluation.plot import check_plot
+
+        for path in (self.output, self.markdown):
+            if path is not None:
+                check_target(path)
+        if self.plot is not None:
+            if sweep is None:
+                raise UsageError("--plot draws a sweep", hint="add --sweep-steps 4,8,16,32")
+            check_plot(self.plot)
+
+
+def evaluate(
+    model: ModelOptions,
+    decoding: DecodingOptions,
+    sweeping: SweepOptions,
+    reporting: ReportOptions,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TASK]...", help="As sudoku:10-40 or dates; all if left out."),
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="JSON lines of task, prompt and answer to ask instead."),
+    ] = None,
+    examples: Annotated[
+        int, typer.Option("--examples", "-n", metavar="N", help="Held-out examples of each task.")
+    ] = 1000,
+    batch_size: Annotated[int, typer.Option(metavar="N", help="Prompts answered at once.")] = 16,
+) -> None:
+    """Measure a model on held-out tasks.
+
+    Exact-match accuracy with its 95 % interval, steps per canvas, tokens per forward, seconds.
+    With --sweep-..., one row a setting, on equal examples with equal seeds.
+    """
+    decoding.check()
+    sweep = sweeping.sweep()
+    reporting.check(sweep)
+    if sweep is not None and decoding.mode == "autoregressive":
+        raise UsageError("a sweep is of the diffusion mode", hint="--baseline adds the other")
+    work = _work(tasks or [], file, examples, decoding.seed)
+    from sfumato.cli.dialogue import Dialogue
+
+    dialogue = Dialogue.load(model)
+    report = _run(dialogue, work, sweep, decoding, batch_size)
+    _publish(dialogue, report, reporting)
+
+
+def _work(names: list[str], file: Path | None, examples: int, seed: int) -> tuple[TaskSet, ...]:
+    """The task sets, made before the model is loaded so that a wrong name costs no time."""
+    from sfumato.evaluation.task_sets import read_task_sets, task_sets
+    from sfumato.tasks.registry import TASKS
+
+    if file is not None:
+        if names:
+            raise UsageError("--file brings its own tasks", hint="leave the names out")
+        return read_task_sets(file)
+    return task_sets(names or list(TASKS), examples, seed)
+
+
+def _run(
+    dialogue: Dialogue,
+    work: tuple[TaskSet, ...],
+    sweep: Sweep | None,
+    decoding: DecodingOptions,
+    batch_size: int,
+) -> Report:
+    from sfumato.evaluation import run as running
+    from sfumato.evaluation.sweep import run_sweep
+
+    settings = dialogue.settings(decoding)
+    told = tell if sys.stderr.isatty() else None
+    model: Model = dialogue.model
+    common: dict[str, Any] = {
+        "seed": decoding.seed,
+        "generation": settings,
+        "batch_size": batch_size,
+        "on_progress": told,
+    }
+    try:
+        if sweep is not None:
+            return run_sweep(model, work, sweep, **common)
+        return running.evaluate(model, work, mode=decoding.mode, **common)
+    finally:
+        if told is not None:
+            print(ERASE_LINE, end="", file=sys.stderr, flush=True)
+
+
+def tell(progress: Progress) -> None:
+    """One line on stderr that each batch writes anew."""
+    setting = f" ({progress.setting})" if progress.setting else ""
+    share = 100 * progress.solved / max(1, progress.done)
+    line = (
+        f"{progress.task}{setting}: {progress.done} of {progress.total}, {share:.1f} % right, "
+        f"{progress.seconds:.0f} s"
+    )
+    print(f"{ERASE_LINE}{line}", end="", file=sys.stderr, flush=True)
+
+
+def _publish(dialogue: Dialogue, report: Report, options: ReportOptions) -> None:
+    from sfumato.evaluation import report as reports
+    from sfumato.evaluation.facts import gather
+    from sfumato.evaluation.files import write_text
+    from sfumato.evaluation.plot import write_plot
+    from sfumato.evaluation.sweep import SweepReport
+
+    facts = gather(dialogue.model, dialogue.name, options.commit)
+    as_json = reports.to_json(report, facts)
+    if options.output is not None:
+        write_text(options.output, json.dumps(as_json, indent=2, ensure_ascii=False) + "\n")
+    if options.markdown is not None:
+        write_text(options.markdown, reports.markdown(report, facts))
+    if options.plot is not None and isinstance(report, SweepReport):
+        write_plot(report, options.plot)
+    if options.as_json:
+        print_json(as_json)
+    else:
+        print(reports.text(report))
+
+
+def _numbers(option: str, text: str | None, kind: type[int] | type[float]) -> tuple[Any, ...]:
+    if text is None:
+        return ()
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        word = "whole numbers" if kind is int else "numbers"
+        raise UsageError(f"{option} wants {word} separated by commas, not {text[:60]!r}") from None
+
+
+def _pairs(option: str, text: str | None) -> tuple[tuple[float, float], ...]:
+    if text is None:
+        return ()
+    try:
+        pairs = [tuple(float(one) for one in part.split(":")) for part in text.split(",")]
+    except ValueError:
+        pairs = [()]
+    if any(len(pair) != 2 for pair in pairs):
+        raise UsageError(f"{option} wants pairs as 0.4:0.8,0.2:0.6, not {text[:60]!r}")
+    return tuple((pair[0], pair[1]) for pair in pairs)

@@ -169,18 +169,27 @@ class LiveCanvas:
         frame = self._seen.frame
         if frame is None:
             return Group()
-        view = self.view
-        if not view.fits(width):
-            view = TextView(self._palette, self._glyphs)
-        lines = view.lines(self._seen.before, frame, width)
-        if panel_fits(view.columns, width):
-            return Group(*beside(lines, self._panel(frame), view.columns or width))
+        lines, columns = self._canvas_lines(frame, width)
+        if panel_fits(columns, width):
+            return Group(*beside(lines, self._panel(frame), columns or width))
         room = max(1, height - 2)
         if len(lines) > room:
             hidden = len(lines) - room + 1
             mark = f"{self._glyphs.ellipsis} {hidden} lines above"
             lines = [Text(mark, self._palette.label), *lines[hidden:]]
         return Group(*lines, status_line(frame, width, self._glyphs, self._palette))
+
+    def picture(self, width: int) -> list[Text]:
+        """The canvas alone at the present step, without figures, at any height."""
+        frame = self._seen.frame
+        return [] if frame is None else self._canvas_lines(frame, width)[0]
+
+    def _canvas_lines(self, frame: Frame, width: int) -> tuple[list[Text], int | None]:
+        """Lines of the view, or of running text where the view is too wide, and its columns."""
+        view: TextView | GridView = self.view
+        if not view.fits(width):
+            view = TextView(self._palette, self._glyphs)
+        return view.lines(self._seen.before, frame, width), view.columns
 
     def _panel(self, frame: Frame) -> list[Text]:
         return status_panel(frame, self._glyphs, self._palette)

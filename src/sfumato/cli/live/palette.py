@@ -10,8 +10,8 @@ from rich.style import Style
 
 # Slate haze, dusty violet, rose, ember, gold; no end is white or black, so both grounds work.
 _STOPS: tuple[tuple[float, tuple[int, int, int]], ...] = (
-    (0.0, (96, 100, 124)),
-    (0.35, (128, 104, 164)),
+    (0.0, (112, 116, 142)),
+    (0.35, (134, 110, 170)),
     (0.6, (182, 100, 138)),
     (0.8, (214, 128, 84)),
     (1.0, (206, 156, 44)),

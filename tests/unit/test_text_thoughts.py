@@ -87,9 +87,11 @@ def test_spelled_out_tokens_are_text() -> None:
     assert parse(ids, TOKENIZER) == Parsed(answer="<|channel>thought\nx<channel|>y<turn|>z")
 
 
-def test_an_id_out_of_range() -> None:
+def test_an_id_without_an_entry_does_not_fail_the_answer() -> None:
+    ids = [*ids_of("a"), 999_999, *ids_of("b")]
+    assert parse(ids, TOKENIZER) == Parsed(answer="a\ufffdb")
     with pytest.raises(InputError, match="999999"):
-        parse([999_999], TOKENIZER)
+        TOKENIZER.decode(ids)
 
 
 def test_pieces_as_they_arrive() -> None:

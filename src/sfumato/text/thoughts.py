@@ -123,7 +123,7 @@ class OutputStream:
         self._splitter = _Splitter(in_channel=in_channel)
         self._stop_ids = frozenset(stop_ids)
         self._names = {token: spelling for spelling, token in tokenizer.control.items()}
-        self._decoder = tokenizer.stream()
+        self._decoder = tokenizer.stream(strict=False)
 
     @property
     def ended(self) -> bool:
@@ -131,7 +131,7 @@ class OutputStream:
         return self._splitter.ended
 
     def push(self, ids: Iterable[int]) -> list[Piece]:
-        """The pieces that are complete after `ids`. Raises InputError for an id out of range."""
+        """The pieces that are complete after `ids`. An id without an entry reads as U+FFFD."""
         pieces: list[Piece] = []
         splitter = self._splitter
         for token in ids:
@@ -179,8 +179,8 @@ def parse(
 ) -> Parsed:
     """Take a model's output apart. Arguments are those of OutputStream.
 
-    Only control tokens count: the same characters spelled by plain tokens are text.
-    Raises InputError for an id that the vocabulary does not have.
+    Only control tokens count: the same characters spelled by plain tokens are text. An id that
+    the tokenizer has no entry for reads as U+FFFD.
     """
     stream = OutputStream(tokenizer, stop_ids=stop_ids, in_channel=in_channel)
     pieces = stream.push(ids)

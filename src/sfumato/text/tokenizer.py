@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # Gemma's tokenizer.json has 33 MB and its tokenizer_config.json 1.2 MB.
 MAX_TOKENIZER_BYTES = 128 * 1024 * 1024
 MAX_CONFIG_BYTES = 16 * 1024 * 1024
+_NO_ENTRY = "\ufffd".encode()
 
 
 class Tokenizer:
@@ -154,11 +155,22 @@ class Tokenizer:
         stream = self.stream(skip_control=skip_control)
         return stream.push(ids) + stream.flush()
 
-    def stream(self, *, skip_control: bool = True) -> StreamDecoder:
-        """A decoder for tokens as they arrive; see StreamDecoder."""
+    def stream(self, *, skip_control: bool = True, strict: bool = True) -> StreamDecoder:
+        """A decoder for tokens as they arrive; see StreamDecoder.
+
+        Unless `strict`, an id without an entry reads as U+FFFD: a model may have more embeddings
+        than its tokenizer has entries, and its output must not fail for that.
+        """
 
         def piece(token: int) -> bytes | None:
-            return None if skip_control and token in self.control_ids else self.token_bytes(token)
+            if skip_control and token in self.control_ids:
+                return None
+            try:
+                return self.token_bytes(token)
+            except InputError:
+                if strict:
+                    raise
+                return _NO_ENTRY
 
         return StreamDecoder(piece)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+
 from sfumato.config.model import LayerConfig, ModelConfig, RopeConfig, TextConfig, VisionConfig
 from sfumato.model.diffusion_gemma import DiffusionGemma
 
@@ -71,7 +72,7 @@ def tiny_config(shape: Shape) -> ModelConfig:
 
 
 def randomise(net: torch.nn.Module, seed: int) -> None:
-    """Draw every tensor: matrices at a lively scale, norms and scalars around one, all different."""
+    """Draw every tensor anew: matrices at a lively scale, norms and scalars around one."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in net.state_dict().items():
@@ -165,7 +166,13 @@ def pair(shape: Shape, seed: int, dtype: torch.dtype = torch.float32) -> tuple[D
     ours = DiffusionGemma(config)
     randomise(ours, seed)
     ours = ours.to(dtype).eval()
-    reference = DiffusionGemmaForBlockDiffusion(reference_config(config)).to(dtype).eval()
+    reference = DiffusionGemmaForBlockDiffusion(reference_config(config)).eval()
+    angles = {name: one for name, one in reference.named_buffers() if name.endswith("inv_freq")}
+    reference = reference.to(dtype)
+    for name, frequencies in angles.items():
+        # `from_pretrained` keeps the rotary frequencies in fp32; `to` would round them.
+        module, _, leaf = name.rpartition(".")
+        setattr(reference.get_submodule(module), leaf, frequencies)
     missing, unexpected = reference.load_state_dict(ours.state_dict(), strict=False)
     assert not unexpected, unexpected
     reference.tie_weights()

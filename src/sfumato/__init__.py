@@ -1,4 +1,4 @@
-"""sfumato runs, trains and evaluates DiffusionGemma, Google's open block-diffusion language model."""
+"""sfumato runs, trains and evaluates DiffusionGemma, an open block-diffusion language model."""
 
 from __future__ import annotations
 

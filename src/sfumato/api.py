@@ -253,9 +253,7 @@ class Model:
 
     def _checked_mask(self, mask: Tensor, ids: Tensor) -> Tensor:
         if mask.shape != ids.shape:
-            raise InputError(
-                f"attention_mask is {list(mask.shape)}, the ids are {list(ids.shape)}"
-            )
+            raise InputError(f"attention_mask is {list(mask.shape)}, the ids are {list(ids.shape)}")
         return mask.to(self.network.device, torch.bool)
 
     def _check_context(self, tokens: int, new: int) -> None:
@@ -310,6 +308,6 @@ def load(
     network, config = load_network(folder, dtype, device)
     text = config.text
     if small and text.num_experts * text.moe_intermediate_size <= DENSE_EXPERTS_WIDTH:
-        for layer in network.model.decoder.layers:
+        for layer in network.layers:
             layer.experts.mode = "dense"
     return Model(network, load_generation_config(folder, text), folder)

@@ -199,7 +199,6 @@ def test_bf16_is_as_near_the_truth_as_the_reference() -> None:
     assert logits < 0.1
 
 
-@pytest.mark.xfail(reason="DiffusionGemma.soft_tokens rounds the pixels before the tower does")
 @torch.inference_mode()
 def test_bf16_pixels_are_centred_before_they_are_rounded() -> None:
     """A pixel near mid-grey keeps its distance from it: the reference rounds after centring."""
@@ -247,7 +246,6 @@ def test_an_image_in_a_later_turn_is_seen_as_in_one_pass() -> None:
     assert relative_error(ours.denoise(canvas, joined), ours.denoise(canvas, cache)) < 5e-5
 
 
-@pytest.mark.xfail(reason="encode makes groups of image tokens even without soft tokens")
 @torch.inference_mode()
 def test_image_tokens_without_an_image_are_plain_tokens() -> None:
     """The denoiser may write that id, and text may hold it: neither makes an image of it."""

@@ -1,4 +1,4 @@
-"""What a DiffusionGemma is made of: frozen, validated shapes. Reading files is `config.parse`'s work."""
+"""What a DiffusionGemma is made of: frozen, validated shapes. `config.parse` reads the files."""
 
 from __future__ import annotations
 
@@ -88,10 +88,7 @@ class TextConfig:
         where = f"text_config: layer {index}"
         if layer.head_dim < 2 or layer.head_dim % 2:
             raise ConfigError(f"{where}: head_dim must be even, not {layer.head_dim}")
-        if (
-            layer.num_key_value_heads < 1
-            or self.num_attention_heads % layer.num_key_value_heads
-        ):
+        if layer.num_key_value_heads < 1 or self.num_attention_heads % layer.num_key_value_heads:
             raise ConfigError(
                 f"{where}: {self.num_attention_heads} attention heads cannot share "
                 f"{layer.num_key_value_heads} key-value heads"

@@ -113,7 +113,7 @@ def generate(
     cache: KVCache,
     config: GenerationConfig,
     draws: Draws,
-    watchers: Watchers = Watchers(),  # noqa: B008 - frozen
+    watchers: Watchers = Watchers(),
 ) -> Generation:
     """Write canvases after the encoded prompt until every row has stopped or is long enough.
 

@@ -83,8 +83,8 @@ class RowDraws:
 
     def sample(self, probabilities: Tensor) -> Tensor:
         """One id a position [B, L] for `probabilities` [B, L, V]."""
-        pairs = zip(self.generators, probabilities.split(1), strict=True)
-        return torch.cat([SharedDraws(g).sample(row) for g, row in pairs])
+        pairs = zip(self.generators, probabilities, strict=True)
+        return torch.cat([SharedDraws(g).sample(row[None]) for g, row in pairs])
 
 
 def draws_for(seed: int | Sequence[int], device: torch.device) -> Draws:

@@ -7,6 +7,8 @@ checkpoint, tied weights held once.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -93,6 +95,17 @@ class DiffusionGemma(nn.Module):
         """Where the weights are."""
         return self.model.decoder.embed_tokens.weight.device
 
+    @property
+    def layers(self) -> list[Layer]:
+        """The text layers, in order."""
+        return cast("list[Layer]", list(self.model.decoder.layers))
+
+    @property
+    def encoder_scalars(self) -> list[Tensor]:
+        """The encoder's factor on each layer's output."""
+        layers = cast("list[EncoderLayer]", list(self.model.encoder.language_model.layers))
+        return [layer.layer_scalar for layer in layers]
+
     def new_cache(self) -> KVCache:
         """An empty cache for this model's layers."""
         text = self.config.text
@@ -121,7 +134,7 @@ class DiffusionGemma(nn.Module):
                 "this checkpoint has no vision tower",
                 hint="send text only, or load a checkpoint that takes images",
             )
-        features = encoder.vision_tower(pixel_values.to(self.dtype), position_ids)
+        features = encoder.vision_tower(pixel_values, position_ids)
         out: Tensor = encoder.embed_vision(features)
         return out
 
@@ -156,13 +169,13 @@ class DiffusionGemma(nn.Module):
         real = real if attention_mask is None else attention_mask.bool()
         positions = cache.place(real)
         x = self._place_soft_tokens(self.embed(input_ids), input_ids, soft_tokens)
-        bidirectional = self.config.text.bidirectional_images
+        bidirectional = self.config.text.bidirectional_images and soft_tokens is not None
         groups = image_groups(input_ids, self.config.image_token_id) if bidirectional else None
         tables = self.tables(positions.clamp(min=0), x.dtype)
-        scalars = self.model.encoder.language_model.layers
+        scalars = self.encoder_scalars
         all_keys, all_values = [], []
         masks: dict[LayerKind, Tensor] = {}
-        for index, layer in enumerate(self.model.decoder.layers):
+        for index, layer in enumerate(self.layers):
             queries, keys, values = layer.project(x, tables[layer.kind])
             keys, values = cache.joined(index, keys, values)
             if layer.kind not in masks:
@@ -170,7 +183,7 @@ class DiffusionGemma(nn.Module):
                 slots = cache.slots(index, positions)
                 masks[layer.kind] = encode_mask(positions, slots, window, groups)
             mixed = layer.self_attn.mix(queries, keys, values, masks[layer.kind])
-            x = layer.finish(x, mixed, scalars[index].layer_scalar)
+            x = layer.finish(x, mixed, scalars[index])
             all_keys.append(keys)
             all_values.append(values)
         cache.append(all_keys, all_values, positions)
@@ -191,7 +204,7 @@ class DiffusionGemma(nn.Module):
         positions = cache.next_position[:, None] + steps
         tables = self.tables(positions, x.dtype)
         masks: dict[LayerKind, Tensor] = {}
-        for index, layer in enumerate(self.model.decoder.layers):
+        for index, layer in enumerate(self.layers):
             queries, keys, values = layer.project(x, tables[layer.kind])
             keys, values = cache.joined(index, keys, values)
             if cache.padded and layer.kind not in masks:
@@ -256,7 +269,8 @@ class DiffusionGemma(nn.Module):
     ) -> Tensor:
         if soft_tokens is None:
             return x
-        places = input_ids == self.config.image_token_id
+        image_id = self.config.image_token_id
+        places = torch.eq(input_ids, -1 if image_id is None else image_id)
         count = int(places.sum())
         if count != soft_tokens.shape[0]:
             raise InputError(

@@ -24,7 +24,8 @@ class Experts(nn.Module):
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        experts, inner, hidden = config.num_experts, config.moe_intermediate_size, config.hidden_size
+        experts, hidden = config.num_experts, config.hidden_size
+        inner = config.moe_intermediate_size
         self.mode: ExpertsMode = "loop"
         self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * inner, hidden))
         self.down_proj = nn.Parameter(torch.empty(experts, hidden, inner))

@@ -93,10 +93,10 @@ def joint_states(
         kind: _plan(positions, starts, text.sliding_window if kind[0] == "s" else None)
         for kind in kinds
     }
-    encoder_scalars = net.model.encoder.language_model.layers
-    for index, layer in enumerate(net.model.decoder.layers):
+    encoder_scalars = net.encoder_scalars
+    for index, layer in enumerate(net.layers):
         parts = [
-            encoder_scalars[index].layer_scalar.expand(split),
+            encoder_scalars[index].expand(split),
             layer.layer_scalar.expand(canvases * length),
         ]
         arguments = (layer, x, tables[layer.kind], plans[layer.kind], torch.cat(parts)[:, None])

@@ -39,7 +39,8 @@ class Layer(nn.Module):
 
     def project(self, x: Tensor, tables: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of the normalised input; see `Attention.project`."""
-        return self.self_attn.project(self.input_layernorm(x), tables)
+        qkv: tuple[Tensor, Tensor, Tensor] = self.self_attn.project(self.input_layernorm(x), tables)
+        return qkv
 
     def finish(self, x: Tensor, mixed: Tensor, scalar: Tensor) -> Tensor:
         """The layer's output [B, S, D] for its input `x` and attention's `mixed` [B, N, S, H].
@@ -47,7 +48,8 @@ class Layer(nn.Module):
         `scalar` is the pass's `layer_scalar`, shaped to broadcast over [B, S, D].
         """
         x = x + self.post_attention_layernorm(self.self_attn.output(mixed))
-        return (x + self.post_feedforward_layernorm(self._feed_forward(x))) * scalar
+        out: Tensor = (x + self.post_feedforward_layernorm(self._feed_forward(x))) * scalar
+        return out
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         dense = self.post_feedforward_layernorm_1(self.mlp(self.pre_feedforward_layernorm(x)))

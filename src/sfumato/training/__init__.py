@@ -1,0 +1,1 @@
+"""Training: noise, losses, optimiser, deterministic data, and runs that survive a kill."""

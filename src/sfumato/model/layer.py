@@ -56,4 +56,5 @@ class Layer(nn.Module):
         rows = x.flatten(0, -2)
         weights, chosen = self.router(rows)
         mixed = self.experts(self.pre_feedforward_layernorm_2(rows), weights, chosen)
-        return dense + self.post_feedforward_layernorm_2(mixed.view(x.shape))
+        both: Tensor = dense + self.post_feedforward_layernorm_2(mixed.view(x.shape))
+        return both

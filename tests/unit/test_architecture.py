@@ -47,6 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 
 FILE_LINES = 500
 FUNCTION_LINES = 70
+CONSTRUCTOR_ARGUMENTS = 8
 TYPED_SHARE = 0.95
 TEST_SHARE = 0.7
 SHIPPED_BYTES = 30_000_000
@@ -101,6 +102,17 @@ def test_files_stay_readable(module: Module) -> None:
         if _length(function) > FUNCTION_LINES
     ]
     assert not long, "\n".join(long)
+
+
+@ids
+def test_constructors_take_few_arguments(module: Module) -> None:
+    wide = [
+        f"{module.where}:{function.lineno}"
+        for function, method in module.functions()
+        if method and function.name == "__init__"
+        if len(function.args.args) + len(function.args.kwonlyargs) - 1 > CONSTRUCTOR_ARGUMENTS
+    ]
+    assert wide == []
 
 
 def _length(function: FunctionNode) -> int:

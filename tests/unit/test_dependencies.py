@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.source_tree import ROOT, Module, package_modules, python_files
+from tests.unit.source_tree import ROOT, Import, Module, package_modules, python_files
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
@@ -23,20 +23,24 @@ def _names(requirements: list[str]) -> set[str]:
 
 
 CORE = _names(PROJECT["dependencies"])
-MEDIA = _names(EXTRAS["media"])
-DEV = _names(EXTRAS["dev"])
+NEEDS_EXTRA = {"media": "media", "cli": "media", "evaluation": "train"}
+OPTIONAL = {layer: _names(EXTRAS[extra]) for layer, extra in NEEDS_EXTRA.items()}
+DEV = _names(EXTRAS["dev"]).union(*OPTIONAL.values())
+
+
+def _top(item: Import) -> str:
+    return item.target.split(".")[0]
 
 
 def _third_party(module: Module) -> set[str]:
-    found = {item.target.split(".")[0] for item in module.imports()}
+    found = {_top(item) for item in module.imports()}
     outside = found - set(sys.stdlib_module_names) - HOME
     return {INSTALLED_AS.get(name, name).lower().replace("_", "-") for name in outside}
 
 
 @pytest.mark.parametrize("module", package_modules(), ids=lambda module: module.name)
 def test_the_package_imports_what_it_declares(module: Module) -> None:
-    allowed = CORE | MEDIA if module.layer in {"media", "cli"} else CORE
-    assert _third_party(module) <= allowed
+    assert _third_party(module) <= CORE | OPTIONAL.get(module.layer, set())
 
 
 def test_an_extra_is_imported_only_when_it_is_used() -> None:
@@ -45,11 +49,11 @@ def test_an_extra_is_imported_only_when_it_is_used() -> None:
         for module in package_modules()
         for item in module.imports()
         if item.runtime and item.at_import
-        if INSTALLED_AS.get(item.target.split(".")[0], item.target.split(".")[0]) in MEDIA
+        if INSTALLED_AS.get(_top(item), _top(item)) in set[str]().union(*OPTIONAL.values())
     ]
     assert eager == []
 
 
 @pytest.mark.parametrize("path", python_files("tests", "scripts"), ids=lambda path: path.name)
 def test_the_tests_import_what_is_declared(path: Path) -> None:
-    assert _third_party(Module(path.stem, path)) <= CORE | MEDIA | DEV
+    assert _third_party(Module(path.stem, path)) <= CORE | DEV

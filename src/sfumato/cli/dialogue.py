@@ -95,13 +95,15 @@ class Dialogue:
         """Read one image. Raises MediaError, or InputError for a model that takes none."""
         from sfumato.errors import InputError
 
-        if self.model.config.vision is None:
+        vision, folder = self.model.config.vision, self.model.folder
+        if vision is None or folder is None:
             raise InputError(
                 f"{self.name} takes no images", hint="ask with text alone, or name another model"
             )
-        from sfumato.media.image import load_image
+        from sfumato.config.processor import load_processor_config
+        from sfumato.media.image import ImageSettings, load_image
 
-        image = load_image(path)
+        image = load_image(path, ImageSettings.of(load_processor_config(folder, vision)))
         return Picture(image, image.num_soft_tokens)
 
     def prompt(self, conversation: Conversation, pictures: Sequence[Picture] = ()) -> list[int]:

@@ -34,6 +34,11 @@ def run(app: typer.Typer, arguments: list[str]) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         return _leave_broken_pipe()
+    except SystemExit as left:
+        # typer ends the program itself when the reader of a pipe has gone, and says 1.
+        if isinstance(left.__context__, BrokenPipeError):
+            return _leave_broken_pipe()
+        raise
     except OSError as error:
         return _complain_of_system(error)
     except (MemoryError, RuntimeError) as error:
@@ -77,7 +82,7 @@ def _complain_of_arguments(error: Exception) -> int:
 
 def _leave_broken_pipe() -> int:
     # The reader has gone. What is still buffered must not raise again when the interpreter ends.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     return BROKEN_PIPE
 
 

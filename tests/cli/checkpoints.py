@@ -19,7 +19,7 @@ from tests.helpers import Shape, randomise, tiny_config
 SMALL = Path(__file__).resolve().parents[2] / "src" / "sfumato" / "small"
 TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 PUZZLE = "16.79.832..7....96..38624...152.496864291..7.9.83.624..3.5471897..18362..8...9.53"
-SOLUTION = "164795832287341596953862471731524968642918357895637124326154718975483621478269153"
+SOLUTION = "164795832827431596593862417315274968642918375978356241236547189759183624481629753"
 
 
 def write_tiny(folder: Path, *, canvas: int = 16, vision: bool = False) -> Path:

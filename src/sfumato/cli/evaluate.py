@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sfumato.cli.options import DecodingOptions, ModelOptions
+from sfumato.cli.options import MODEL_HELP, DecodingOptions, ModelOptions
 from sfumato.cli.terminal import print_json
 from sfumato.errors import UsageError
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sfumato.evaluation.task_sets import TaskSet
 
 ERASE_LINE = "\r\x1b[2K"
+EXAMPLES = 1000  # of each held-out task: half an interval is then at most 3.1 points
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class SweepOptions:
     ] = False
 
     def sweep(self) -> Sweep | None:
-        """The sweep that was asked for. Raises UsageError for what is no number."""
+        """The sweep that was asked for, or None. Raises UsageError for what is no number."""
         from sfumato.evaluation.sweep import Sweep
 
         sweep = Sweep(
@@ -64,7 +65,11 @@ class SweepOptions:
             design="one-at-a-time" if self.one_at_a_time else "cartesian",
             autoregressive=self.baseline,
         )
-        return sweep if sweep.axes or self.baseline else None
+        if sweep.axes or self.baseline:
+            return sweep
+        if self.one_at_a_time:
+            raise UsageError("--one-at-a-time is for a sweep", hint="add --sweep-steps 4,8,16,48")
+        return None
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,7 @@ class ReportOptions:
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write the report as JSON.")
     ] = None
-    markdown: Annotated[
+    table: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write the table as Markdown.")
     ] = None
     plot: Annotated[
@@ -93,7 +98,7 @@ class ReportOptions:
         from sfumato.evaluation.files import check_target
         from sfumato.evaluation.plot import check_plot
 
-        for path in (self.output, self.markdown):
+        for path in (self.output, self.table):
             if path is not None:
                 check_target(path)
         if self.plot is not None:
@@ -102,23 +107,60 @@ class ReportOptions:
             check_plot(self.plot)
 
 
-def evaluate(
-    model: ModelOptions,
-    decoding: DecodingOptions,
-    sweeping: SweepOptions,
-    reporting: ReportOptions,
-    tasks: Annotated[
+@dataclass(frozen=True)
+class WorkOptions:
+    """What the model is asked."""
+
+    task: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[TASK]...", help="As sudoku:10-40 or dates; all if left out."),
-    ] = None,
+        typer.Option(
+            metavar="TASK",
+            help="As sudoku:10-40 or dates; may be given several times. All tasks if left out.",
+        ),
+    ] = None
     file: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="JSON lines of task, prompt and answer to ask instead."),
-    ] = None,
+    ] = None
     examples: Annotated[
-        int, typer.Option("--examples", "-n", metavar="N", help="Held-out examples of each task.")
-    ] = 1000,
-    batch_size: Annotated[int, typer.Option(metavar="N", help="Prompts answered at once.")] = 16,
+        int | None,
+        typer.Option(
+            "--examples",
+            "-n",
+            metavar="N",
+            help="Held-out examples of each task, 1000 if left out; of a file the first N.",
+        ),
+    ] = None
+    batch_size: Annotated[
+        int, typer.Option(metavar="N", help="Prompts answered at once; no answer changes.")
+    ] = 16
+
+    def sets(self, seed: int) -> tuple[TaskSet, ...]:
+        """The task sets, made before the model is loaded so that a wrong name costs no time."""
+        from sfumato.evaluation.task_sets import read_task_sets, task_sets
+        from sfumato.tasks.registry import TASKS
+
+        if self.batch_size < 1:
+            raise UsageError(f"--batch-size must be 1 or more, not {self.batch_size}")
+        if self.examples is not None and self.examples < 1:
+            raise UsageError(f"--examples must be 1 or more, not {self.examples}")
+        if self.file is None:
+            return task_sets(self.task or list(TASKS), self.examples or EXAMPLES, seed)
+        if self.task:
+            raise UsageError("--file brings its own tasks", hint="leave --task out")
+        return tuple(
+            replace(one, examples=one.examples[: self.examples])
+            for one in read_task_sets(self.file)
+        )
+
+
+def evaluate(
+    work: WorkOptions,
+    options: ModelOptions,
+    decoding: DecodingOptions,
+    sweeping: SweepOptions,
+    reporting: ReportOptions,
+    checkpoint: Annotated[str | None, typer.Argument(metavar="[MODEL]", help=MODEL_HELP)] = None,
 ) -> None:
     """Measure a model on held-out tasks.
 
@@ -126,28 +168,20 @@ def evaluate(
     With --sweep-..., one row a setting, on equal examples with equal seeds.
     """
     decoding.check()
+    if checkpoint is not None:
+        if options.model is not None:
+            raise UsageError("two models are named", hint="give MODEL or --model, not both")
+        options = replace(options, model=checkpoint)
     sweep = sweeping.sweep()
     reporting.check(sweep)
     if sweep is not None and decoding.mode == "autoregressive":
         raise UsageError("a sweep is of the diffusion mode", hint="--baseline adds the other")
-    work = _work(tasks or [], file, examples, decoding.seed)
+    sets = work.sets(decoding.seed)
     from sfumato.cli.dialogue import Dialogue
 
-    dialogue = Dialogue.load(model)
-    report = _run(dialogue, work, sweep, decoding, batch_size)
+    dialogue = Dialogue.load(options)
+    report = _run(dialogue, sets, sweep, decoding, work.batch_size)
     _publish(dialogue, report, reporting)
-
-
-def _work(names: list[str], file: Path | None, examples: int, seed: int) -> tuple[TaskSet, ...]:
-    """The task sets, made before the model is loaded so that a wrong name costs no time."""
-    from sfumato.evaluation.task_sets import read_task_sets, task_sets
-    from sfumato.tasks.registry import TASKS
-
-    if file is not None:
-        if names:
-            raise UsageError("--file brings its own tasks", hint="leave the names out")
-        return read_task_sets(file)
-    return task_sets(names or list(TASKS), examples, seed)
 
 
 def _run(
@@ -200,8 +234,8 @@ def _publish(dialogue: Dialogue, report: Report, options: ReportOptions) -> None
     as_json = reports.to_json(report, facts)
     if options.output is not None:
         write_text(options.output, json.dumps(as_json, indent=2, ensure_ascii=False) + "\n")
-    if options.markdown is not None:
-        write_text(options.markdown, reports.markdown(report, facts))
+    if options.table is not None:
+        write_text(options.table, reports.markdown(report, facts))
     if options.plot is not None and isinstance(report, SweepReport):
         write_plot(report, options.plot)
     if options.as_json:

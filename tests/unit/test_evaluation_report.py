@@ -94,10 +94,14 @@ def test_text_has_a_line_a_row_and_cuts_nothing() -> None:
     name = "a-very-long-name-of-a-task-" * 5
     long = EvaluationReport(PLAN, (dataclasses.replace(DATES, task=name), SUDOKU), ())
     lines = report.text(long).splitlines()
-    assert len(lines) == 4
-    assert name in lines[2]
-    assert lines[2].rstrip() == lines[2]
-    assert "61.0" in lines[3]
+    assert len(lines) == 5
+    assert name in lines[3]
+    assert lines[3].rstrip() == lines[3]
+    assert "61.0" in lines[4]
+
+
+def test_text_fits_a_terminal() -> None:
+    assert max(map(len, report.text(PLAIN).splitlines())) <= 100
 
 
 def test_text_takes_brackets_for_what_they_are() -> None:
@@ -140,6 +144,9 @@ def test_origin_of_other_runs() -> None:
     assert "sampled at 0.7" in report.provenance(sampled, KNOWN)
     uneven = EvaluationReport(PLAN, (DATES, dataclasses.replace(SUDOKU, examples=40)), ())
     assert "40 to 1,000 examples" in report.provenance(uneven, KNOWN)
+    sweep = report.provenance(swept(), KNOWN)
+    assert "steps" not in sweep  # which the rows name
+    assert "entropy bound 0.1" in sweep
     pinned = dataclasses.replace(KNOWN, revision="main")
     assert "small revision main" in report.provenance(PLAIN, pinned)
 

@@ -72,9 +72,10 @@ def curves(report: SweepReport) -> tuple[Curve, ...]:
         setting = [f"{name} {value}" for name, value in values(row.plan, others).items()]
         for one in row.results:
             found.setdefault(", ".join([one.task, *setting]), []).append(one)
+    tasks = [one.task for one in report.rows[0].results]
     return tuple(
         Curve(name, tuple(sorted(points, key=lambda one: one.steps_per_canvas or 0.0)))
-        for name, points in found.items()
+        for name, points in sorted(found.items(), key=lambda pair: tasks.index(pair[1][0].task))
     )
 
 
@@ -112,7 +113,7 @@ def _draw(report: SweepReport, figure_class: Callable[..., Figure]) -> Figure:
             for one in row.results:
                 _baseline(axes, one, colors[one.task], label(row.plan, report.sweep))
     examples = max(one.examples for row in report.rows for one in row.results)
-    axes.set_title(f"{examples:,} held-out examples a point, 95 % intervals", fontsize=10)
+    axes.set_title(f"{examples:,} examples a point, 95 % intervals", fontsize=10)
     axes.set_xlabel("denoising steps per canvas (mean)")
     axes.set_ylabel("solved, %")
     axes.set_xlim(left=0)

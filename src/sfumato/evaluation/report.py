@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from sfumato.config.generation import GenerationConfig
 from sfumato.evaluation.facts import Facts
@@ -26,6 +26,15 @@ _FIGURES = (
     "tokens/s",
     "seconds",
 )
+
+# Headers in two lines, so that a terminal holds the table.
+_NARROW = {
+    "95 % interval": "95 %\ninterval",
+    "steps per canvas": "steps per\ncanvas",
+    "tokens per forward": "tokens per\nforward",
+    "confidence threshold": "confidence\nthreshold",
+    "entropy bound": "entropy\nbound",
+}
 
 
 def table(report: Report) -> Table:
@@ -51,7 +60,8 @@ def text(report: Report) -> str:
     first_figure = len(header) - len(_FIGURES)
     drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for column, name in enumerate(header):
-        drawn.add_column(name, justify="right" if column >= first_figure else "left", no_wrap=True)
+        side: Literal["left", "right"] = "right" if column >= first_figure else "left"
+        drawn.add_column(_NARROW.get(name, name), justify=side, no_wrap=True)
     for row in rows:
         drawn.add_row(*row)
     width = 4 * len(header) + sum(map(max, zip(*_lengths(header, rows), strict=True)))
@@ -73,7 +83,11 @@ def markdown(report: Report, facts: Facts) -> str:
 def provenance(report: Report, facts: Facts) -> str:
     """Date, commit, machine and settings behind the figures, in one sentence each."""
     plan = report.plan
-    results = report.results if isinstance(report, EvaluationReport) else report.rows[0].results
+    results, swept = (
+        (report.results, ())
+        if isinstance(report, EvaluationReport)
+        else (report.rows[0].results, report.sweep.axes)
+    )
     counts = sorted({one.examples for one in results})
     asked = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
     revision = f" revision {facts.revision}" if facts.revision else ""
@@ -81,7 +95,7 @@ def provenance(report: Report, facts: Facts) -> str:
         f"Measured on {facts.date[:10]}: model {facts.model}{revision} in {facts.dtype}, sfumato "
         f"{facts.sfumato} (commit {facts.commit}), torch {facts.torch}, {facts.processor}, "
         f"{facts.threads} threads of {facts.cores} cores, {facts.device}. {asked} examples a task, "
-        f"seed {plan.seed}, batches of {plan.batch_size}, {_settings(plan)}."
+        f"seed {plan.seed}, batches of {plan.batch_size}, {_settings(plan, swept)}."
     )
 
 
@@ -152,17 +166,20 @@ def _setting(row: SweepRow, report: SweepReport) -> tuple[str, ...]:
     return cells
 
 
-def _settings(plan: Plan) -> str:
+def _settings(plan: Plan, swept: Sequence[str]) -> str:
+    """The decoder's settings in words, without those that the rows name."""
     config: GenerationConfig = plan.generation
     if plan.mode == "autoregressive":
         way = f"sampled at {config.temperature:g}" if config.do_sample else "greedy"
         return f"autoregressive, {way}"
-    return (
-        f"at most {config.max_denoising_steps} steps, entropy bound {config.entropy_bound:g}, "
-        f"temperature {config.t_max:g} to {config.t_min:g}, "
-        f"confidence threshold {config.confidence_threshold:g}, "
-        f"stability threshold {config.stability_threshold}"
-    )
+    said = {
+        "max_denoising_steps": f"at most {config.max_denoising_steps} steps",
+        "entropy_bound": f"entropy bound {config.entropy_bound:g}",
+        "temperatures": f"temperature {config.t_max:g} to {config.t_min:g}",
+        "confidence_threshold": f"confidence threshold {config.confidence_threshold:g}",
+        "stability_threshold": f"stability threshold {config.stability_threshold}",
+    }
+    return ", ".join(words for name, words in said.items() if name not in swept)
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ import pytest
 from typer.main import get_command
 
 from scripts import cli_reference
+from sfumato.tasks import registry
 from tests.unit.source_tree import PACKAGE, ROOT
 from tests.unit.test_architecture import MAY_IMPORT
 
@@ -100,17 +101,24 @@ def test_commands_in_documents_exist(path: Path) -> None:
     for line in _shell_lines(path):
         words = line.split()
         if words[:1] == ["sfumato"] and len(words) > 1 and not words[1].startswith("-"):
-            known = words[1] in _command_names() or words[1].isupper()
-            assert known, f"no command {words[1]!r}: {line}"
+            options = _commands().get(words[1], set() if words[1].isupper() else None)
+            assert options is not None, f"no command {words[1]!r}: {line}"
+            given = {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)}
+            assert given <= options | {"--help"}, f"no such option: {line}"
+        for task_name in re.findall(r"--task (\S+)", line):
+            assert registry.task(task_name)
         for word in words:
-            if word.startswith(("scripts/", "tests/", ".ci/")):
+            if word.startswith(("scripts/", "tests/", "recipes/", ".ci/")):
                 assert (ROOT / word).exists(), f"no file {word}: {line}"
 
 
 @cache
-def _command_names() -> frozenset[str]:
+def _commands() -> dict[str, set[str]]:
     root: Any = get_command(importlib.import_module("sfumato.cli").app)
-    return frozenset(root.commands)
+    return {
+        name: {option for one in command.params for option in (*one.opts, *one.secondary_opts)}
+        for name, command in root.commands.items()
+    }
 
 
 def test_the_command_reference_is_what_the_commands_say() -> None:

@@ -1,0 +1,183 @@
+"""The public interface on a random network: what it returns, what it refuses and how it says so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+
+import sfumato
+from sfumato.api import Model
+from sfumato.config.generation import GenerationConfig
+from sfumato.diffusion.events import CommitEvent, StepEvent
+from sfumato.errors import ContextLengthError, InputError
+from sfumato.model.diffusion_gemma import DiffusionGemma
+from tests.helpers import Shape, randomise, tiny_config
+
+SHAPE = Shape(window=6, canvas=8)
+SETTINGS = GenerationConfig(max_new_tokens=20, max_denoising_steps=5, eos_token_id=(5,))
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    network = DiffusionGemma(tiny_config(SHAPE))
+    randomise(network, 11)
+    return Model(network.eval(), SETTINGS)
+
+
+def prompt(rows: int = 1, length: int = 7, seed: int = 0) -> torch.Tensor:
+    return torch.randint(6, 90, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def test_public_names_are_importable_and_listed() -> None:
+    for name in sfumato.__all__:
+        assert getattr(sfumato, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        sfumato.nothing  # noqa: B018
+
+
+def test_generation_honours_its_limit_and_counts_truly(model: Model) -> None:
+    out = model.generate(prompt(2), seed=1, generation=SETTINGS.replace(eos_token_id=()))
+    assert [len(row) for row in out.tokens] == [20, 20]
+    assert out.text is None
+    assert out.stats.canvases == [3, 3]
+    assert all(3 <= steps <= 15 for steps in out.stats.steps)
+    assert out.stats.tokens_per_forward == [20 / steps for steps in out.stats.steps]
+    assert out.stats.seconds > 0
+
+
+def test_max_new_tokens_goes_before_the_settings(model: Model) -> None:
+    out = model.generate(prompt(), max_new_tokens=3, generation=SETTINGS.replace(eos_token_id=()))
+    assert len(out.tokens[0]) == 3
+
+
+def test_equal_seeds_give_equal_tokens_and_rows_do_not_depend_on_their_batch(model: Model) -> None:
+    # One short canvas: a batch's matrix products round unlike a row's, and a random network
+    # amplifies that last bit several times a step.
+    short = SETTINGS.replace(max_new_tokens=8, max_denoising_steps=3)
+    ids = prompt(3)
+    together = model.generate(ids, seed=[4, 5, 6], generation=short)
+    assert together.tokens == model.generate(ids, seed=[4, 5, 6], generation=short).tokens
+    for row, seed in enumerate((4, 5, 6)):
+        alone = model.generate(ids[row, None], seed=seed, generation=short)
+        assert alone.tokens[0] == together.tokens[row]
+
+
+def test_events_tell_every_step_and_every_canvas(model: Model) -> None:
+    steps: list[StepEvent] = []
+    commits: list[CommitEvent] = []
+    settings = SETTINGS.replace(eos_token_id=())
+    out = model.generate(
+        prompt(), generation=settings, on_step=steps.append, on_commit=commits.append
+    )
+    assert [event.canvas_index for event in commits] == [0, 1, 2]
+    assert len(steps) == out.stats.steps[0]
+    for event in steps:
+        assert event.argmax.shape == event.entropy.shape == event.accepted.shape == (1, 8)
+        assert 1 <= event.step <= event.steps_max == 5
+        assert bool(event.accepted.any())
+    written = torch.cat([event.tokens[0] for event in commits]).tolist()
+    assert written[:20] == out.tokens[0]
+
+
+def test_autoregressive_sampling_is_seeded_and_needs_its_switch(model: Model) -> None:
+    ids = prompt()
+    greedy = model.generate(ids, mode="autoregressive", seed=1)
+    assert greedy.tokens == model.generate(ids, mode="autoregressive", seed=2).tokens
+    drawn = SETTINGS.replace(do_sample=True, temperature=3.0, eos_token_id=())
+    one = model.generate(ids, mode="autoregressive", seed=1, generation=drawn)
+    again = model.generate(ids, mode="autoregressive", seed=1, generation=drawn)
+    other = model.generate(ids, mode="autoregressive", seed=2, generation=drawn)
+    assert one.tokens == again.tokens != other.tokens
+    assert one.stats.canvases == [0]
+
+
+def test_autoregressive_rows_end_on_their_own(model: Model) -> None:
+    """A row that has stopped does not disturb the others, whatever it would have gone on to say."""
+    ids = prompt(2)
+    alone = [
+        model.generate(row[None], mode="autoregressive", max_new_tokens=12).tokens[0] for row in ids
+    ]
+    stop = alone[0][2]
+    settings = SETTINGS.replace(eos_token_id=(stop,), max_new_tokens=12)
+    out = model.generate(ids, mode="autoregressive", generation=settings)
+    expected = [row[: row.index(stop) + 1] if stop in row else row for row in alone]
+    assert out.tokens == expected
+
+
+def test_denoise_leaves_the_cache_alone(model: Model) -> None:
+    cache = model.encode(prompt())
+    canvas = prompt(1, 8, 3)
+    first = model.denoise(canvas, cache)
+    assert torch.equal(first, model.denoise(canvas, cache))
+    assert cache.length == 7
+
+
+def test_a_fork_does_not_follow_its_original(model: Model) -> None:
+    cache = model.encode(prompt())
+    fork = cache.fork()
+    before = model.denoise(prompt(1, 8, 3), fork)
+    model.encode(prompt(1, 9, 2), cache)
+    assert (cache.length, fork.length) == (16, 7)
+    assert torch.equal(before, model.denoise(prompt(1, 8, 3), fork))
+
+
+def test_sliding_layers_keep_the_window_and_full_layers_everything(model: Model) -> None:
+    cache = model.encode(prompt(1, 30))
+    assert [keys.shape[2] for keys in cache.keys] == [5, 5, 30]
+
+
+@pytest.mark.parametrize(
+    ("ids", "words"),
+    [
+        (torch.tensor([[1, 97]]), "token id 97 is out of range"),
+        (torch.tensor([[-1, 3]]), "token id -1 is out of range"),
+        (torch.zeros(1, 0, dtype=torch.long), "prompt is empty"),
+        (torch.zeros(3), "integer tensor"),
+        (torch.zeros(1, 3), "integer tensor"),
+        ([[1, 2]], "integer tensor"),
+    ],
+)
+def test_ids_that_cannot_be_are_refused(model: Model, ids: Any, words: str) -> None:
+    for call in (model.encode, model.generate):
+        with pytest.raises(InputError, match=words):
+            call(ids)
+
+
+@pytest.mark.parametrize("mode", ["diffusion", "autoregressive"])
+def test_a_prompt_longer_than_the_context_is_refused(model: Model, mode: Any) -> None:
+    with pytest.raises(ContextLengthError, match="maximum context length is 4096 tokens"):
+        model.generate(prompt(1, 4090), mode=mode)
+    with pytest.raises(ContextLengthError, match="4097 tokens"):
+        model.encode(prompt(1, 4097))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, True, [1, 2], [-4]])
+def test_seeds_that_cannot_be_are_refused(model: Model, seed: int | Sequence[int]) -> None:
+    with pytest.raises(InputError, match="seed"):
+        model.generate(prompt(), seed=seed)
+
+
+def test_what_does_not_fit_together_is_refused(model: Model) -> None:
+    cache = model.encode(prompt(2))
+    with pytest.raises(InputError, match="holds 2 rows"):
+        model.encode(prompt(3), cache)
+    with pytest.raises(InputError, match="holds 2"):
+        model.denoise(prompt(1, 8), cache)
+    with pytest.raises(InputError, match=r"must be \[2, 8, 97\]"):
+        model.denoise(prompt(2, 8), cache, torch.zeros(2, 8, 96))
+    with pytest.raises(InputError, match="attention_mask"):
+        model.encode(prompt(2), attention_mask=torch.ones(2, 3))
+    with pytest.raises(InputError, match="cache is empty"):
+        model.network.denoise(prompt(1, 8), model.network.new_cache())
+    with pytest.raises(InputError, match="mode must be"):
+        model.generate(prompt(), mode="both")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="no tokenizer"):
+        model.answer("hello")
+
+
+def test_images_are_refused_without_a_tower(model: Model) -> None:
+    with pytest.raises(InputError, match="no vision tower"):
+        model.network.soft_tokens(torch.zeros(1, 9, 768), torch.zeros(1, 9, 2, dtype=torch.long))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # Shown as the released model's sizes: its BF16 files, and a BF16 embedding with NVFP4 elsewhere.
 RELEASED = "google/diffusiongemma-26B-A4B-it"
 RELEASED_BF16 = 51_647_701_024
-RELEASED_NVFP4 = 16_900_000_000
+RELEASED_NVFP4 = 16_426_983_128
 _PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "huggingface_hub", "jinja2", "pillow")
 _PRODUCTS = ("projections", "experts", "head", "soft embeddings")
 _REST = ("attention", "norms and router", "sampling", "vision tower")

@@ -52,10 +52,7 @@ def test_equal_seeds_give_equal_figures_in_any_batch(sfumato: Program, tiny: Pat
 
 def test_every_task_if_none_is_named(sfumato: Program, tiny: Path) -> None:
     data = report(sfumato("eval", tiny, "-n", "1", "--steps", "1", "--json"))
-    names = [one["task"] for one in data["results"]]
-    assert {"sudoku:10-40", "sudoku:41-50", "dates", "numbers", "units", "json", "tools"} <= {
-        *names
-    }
+    assert [one["task"] for one in data["results"]] == list(TASKS)
 
 
 def test_a_file_of_ones_own(sfumato: Program, tiny: Path, tmp_path: Path) -> None:
@@ -63,16 +60,11 @@ def test_a_file_of_ones_own(sfumato: Program, tiny: Path, tmp_path: Path) -> Non
     write_heldout(path, "dates", 4, 1)
     with path.open("a", encoding="utf-8") as file:
         file.write('{"task": "mine", "prompt": "hello", "answer": "you"}\n')
-    data = report(sfumato("eval", tiny, "--file", path, "--json"))
-    assert [(one["task"], one["examples"]) for one in data["results"]] == [
-        ("dates", 4),
-        ("mine", 1),
-    ]
-    data = report(sfumato("eval", tiny, "--file", path, "-n", "2", "--json"))
-    assert [(one["task"], one["examples"]) for one in data["results"]] == [
-        ("dates", 2),
-        ("mine", 1),
-    ]
+    asked: list[tuple[list[str], int]] = [([], 4), (["-n", "2"], 2)]
+    for first, dates in asked:
+        data = report(sfumato("eval", tiny, "--file", path, "--json", *first))
+        counts = {one["task"]: one["examples"] for one in data["results"]}
+        assert counts == {"dates": dates, "mine": 1}
 
 
 def test_autoregressive_mode(sfumato: Program, tiny: Path) -> None:

@@ -131,9 +131,7 @@ class WorkOptions:
             help="Held-out examples of each task, 1000 if left out; of a file the first N.",
         ),
     ] = None
-    batch_size: Annotated[
-        int, typer.Option(metavar="N", help="Prompts answered at once; no answer changes.")
-    ] = 16
+    batch_size: Annotated[int, typer.Option(metavar="N", help="Prompts answered at once.")] = 16
 
     def sets(self, seed: int) -> tuple[TaskSet, ...]:
         """The task sets, made before the model is loaded so that a wrong name costs no time."""

@@ -46,7 +46,7 @@ class Progress:
 class Plan:
     """How examples are answered: everything that figures depend on besides model and examples.
 
-    `batch_size` changes only the time, not the answers.
+    `batch_size` changes the time, and an answer only where the rounding of sums tips a tie.
     """
 
     generation: GenerationConfig

@@ -155,7 +155,7 @@ class Trainer:
         return Outcome(ended, self.step, self.seconds, folder)
 
     def _ask_to_stop(self, number: int) -> None:
-        if self._stop:  # asked twice: at once, without a checkpoint
+        if self._stop and number == signal.SIGINT:  # Ctrl-C again: at once, without a checkpoint
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self._stop = True

@@ -81,3 +81,17 @@ def test_damaged_files_are_named_errors(tmp_path: Path, content: bytes, message:
 def test_a_missing_file_is_a_named_error(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match="cannot be read"):
         read_examples(tmp_path / "none.jsonl")
+
+
+def test_a_line_separator_inside_a_prompt_is_part_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "set.jsonl"
+    row = {"task": "own", "prompt": "one\u2028two", "answer": "x"}
+    path.write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert read_examples(path)[0].prompt == "one\u2028two"
+
+
+def test_deep_nesting_is_an_error_that_names_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "set.jsonl"
+    path.write_text("[" * 100_000 + "\n", encoding="utf-8")
+    with pytest.raises(EvaluationError, match="line 1 is not JSON"):
+        read_examples(path)

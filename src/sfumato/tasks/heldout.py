@@ -44,7 +44,8 @@ def read_examples(path: str | Path) -> list[Example]:
     """Read such a file, one's own included; `detail` may be absent. Errors name the line."""
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines: U+2028 and its like may stand inside a prompt.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise EvaluationError(f"{path} cannot be read: {error}") from error
     examples = []
@@ -59,7 +60,7 @@ def read_examples(path: str | Path) -> list[Example]:
 def _parsed(line: str, where: str) -> Example:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise EvaluationError(f"{where} is not JSON: {error}") from error
     if not isinstance(row, dict):
         raise EvaluationError(f"{where} is not a JSON object")

@@ -127,7 +127,7 @@ class Dialogue:
         settings = self.settings(options)
         ids = self.prompt(conversation, pictures)
         watch = _Watch(live)
-        with live if live is not None else contextlib.nullcontext():
+        with _shown(live):
             out = self.model.generate(
                 torch.tensor([ids]),
                 seed=options.seed,
@@ -170,6 +170,18 @@ class Dialogue:
             seconds=seconds,
             finished=bool(tokens) and tokens[-1] in settings.eos_token_id,
         )
+
+
+@contextlib.contextmanager
+def _shown(live: LiveCanvas | None) -> Iterator[None]:
+    """`live` on the screen, if there is one, and the keyboard off it."""
+    if live is None:
+        yield
+        return
+    from sfumato.cli.live.keyboard import quiet_keyboard
+
+    with quiet_keyboard(), live:
+        yield
 
 
 class _Watch:

@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from sfumato.cli.live.frame import Cell, Frame, StepRow, TokenText, cells_of, committed_cells
+from sfumato.cli.live.keyboard import Interrupts
 from sfumato.cli.live.lines import committed_runs
 from sfumato.cli.live.palette import Glyphs, Palette, glyphs_for, make_palette
 from sfumato.cli.live.status import beside, panel_fits, status_line, status_panel
@@ -74,11 +75,13 @@ class LiveCanvas:
         self._sleep = sleep
         self._seen = Course()
         self._live: Live | None = None
+        self._interrupts = Interrupts()
         self._started = self._shown = 0.0
         self._own = 0.0  # seconds spent drawing and waiting, which are not the model's
 
     def __enter__(self) -> Self:
         self._started = self._clock()
+        self._interrupts.__enter__()
         self._live = Live(
             console=self.console,
             auto_refresh=False,
@@ -97,9 +100,13 @@ class LiveCanvas:
         trace: TracebackType | None,
     ) -> None:
         assert self._live is not None
-        self._live.stop()
-        if kind is None:
-            self._print_finished()
+        try:
+            with self._interrupts.held():
+                self._live.stop()
+            if kind is None:
+                self._print_finished()
+        finally:
+            self._interrupts.__exit__(kind, error, trace)
 
     @property
     def seconds(self) -> float:
@@ -199,10 +206,9 @@ class LiveCanvas:
         width, height = self.console.size
         # A full last column makes some terminals wrap, so it stays free.
         drawn = self.render(max(1, width - 1), height)
-        self.console.file.write(_HOLD)
-        try:
+        with self._interrupts.held():
+            self.console.file.write(_HOLD)
             self._live.update(drawn, refresh=True)
-        finally:
             self.console.file.write(_RELEASE)
             self.console.file.flush()
         self._shown = self._clock()
@@ -222,9 +228,10 @@ class LiveCanvas:
         head, rest = done[-1].text.rsplit("\n", 1)
         done = (*done[:-1], Cell(head, "", 1.0, True))
         self._seen.before = (Cell(rest, "", 1.0, True), *tail) if rest else tail
-        if self._live is not None:
-            self._live.update(Group(), refresh=True)
-        self._print_cells(done)
+        with self._interrupts.held():
+            if self._live is not None:
+                self._live.update(Group(), refresh=True)
+            self._print_cells(done)
 
     def _print_cells(self, cells: Sequence[Cell]) -> None:
         text = Text()

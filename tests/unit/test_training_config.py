@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from sfumato.errors import ConfigError
 from sfumato.training.config import load_train_config, parse_train_config
-
 from tests.unit.source_tree import ROOT
 from tests.unit.training_runs import recipe, toml
 
@@ -48,7 +48,10 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"noise": {"weight": "1/t", "t_min": 0}}, r"noise.t_min must be above 0"),
     ({"noise": {"weight": "t"}}, "noise.weight is 't'"),
     ({"noise": {"colour": 1}}, r"unknown field noise.colour"),
-    ({"conditioning": {"probability": 1.5}}, r"conditioning.probability must be above 0 and at most 1"),
+    (
+        {"conditioning": {"probability": 1.5}},
+        r"conditioning.probability must be above 0 and at most 1",
+    ),
     ({"conditioning": {"t_min": 0.9}}, r"conditioning.t_min is above t_max"),
     ({"optimiser": {"momentum": 1}}, r"optimiser.momentum must be below 1"),
     ({"optimiser": {"muon_lr": -1}}, r"optimiser.muon_lr must be above 0"),

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from sfumato.training.conditioning import SelfConditioning
 from sfumato.training.corruption import Supervision, UniformNoise
 from sfumato.training.trainer import generator_for
@@ -101,6 +102,8 @@ def test_the_share_of_informed_canvases_is_met(rows: int, canvases: int, share: 
     assert abs(got - share * rows * canvases) <= max(0.5 * canvases + 1e-9, canvases)
 
 
-@pytest.mark.parametrize(("rows", "canvases", "grid"), [(12, 4, (12, 2)), (8, 1, (4, 1)), (6, 3, (3, 3))])
+@pytest.mark.parametrize(
+    ("rows", "canvases", "grid"), [(12, 4, (12, 2)), (8, 1, (4, 1)), (6, 3, (3, 3))]
+)
 def test_half_of_the_canvases_are_informed(rows: int, canvases: int, grid: tuple[int, int]) -> None:
     assert SelfConditioning().grid(rows, canvases) == grid

@@ -1,4 +1,4 @@
-"""The joint pass against encode + denoise, the losses against a naive loop, and their gradients."""
+"""The joint pass against encode + denoise, the losses against a naive loop, gradients."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
+from torch.nn import functional
+
 from sfumato.model.diffusion_gemma import DiffusionGemma
 from sfumato.training.conditioning import SelfConditioning
 from sfumato.training.corruption import Supervision
-from sfumato.training.init import new_network
+from sfumato.training.init import new_network, with_dense_experts
 from sfumato.training.losses import (
     IGNORED,
     Batch,
@@ -20,9 +23,6 @@ from sfumato.training.losses import (
     first_pass,
     joint_losses,
 )
-from torch import Tensor
-from torch.nn import functional
-
 from tests.helpers import Shape, randomise, tiny_config
 from tests.unit.training_runs import config
 
@@ -34,9 +34,7 @@ PASSES = Passes()
 def net() -> DiffusionGemma:
     net = DiffusionGemma(tiny_config(Shape(pattern="SFSF", window=6, canvas=L)))
     randomise(net, 3)
-    for layer in net.model.decoder.layers:
-        layer.experts.mode = "dense"
-    return net
+    return with_dense_experts(net)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -67,7 +65,9 @@ def batch(*, encoder: bool = True) -> Batch:
     )
 
 
-def two_passes(net: DiffusionGemma, given: Batch, row: int, canvas: Tensor, soft: Tensor | None) -> Tensor:
+def two_passes(
+    net: DiffusionGemma, given: Batch, row: int, canvas: Tensor, soft: Tensor | None
+) -> Tensor:
     """Logits [L, V] of one canvas by encode, then denoise."""
     cache = net.encode(given.encode_ids[row : row + 1, : given.starts[row]])
     return net.denoise(canvas[None], cache, None if soft is None else soft[None])[0]
@@ -140,7 +140,9 @@ def test_checkpointed_layers_give_equal_gradients(net: DiffusionGemma) -> None:
         (found.diffusion + found.encoder).backward()
         return [p.grad.clone() for p in net.parameters() if p.grad is not None]
 
-    for plain, again in zip(gradients(checkpointed=False), gradients(checkpointed=True), strict=True):
+    for plain, again in zip(
+        gradients(checkpointed=False), gradients(checkpointed=True), strict=True
+    ):
         assert torch.equal(plain, again)
 
 

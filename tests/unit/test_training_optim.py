@@ -9,10 +9,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor, nn
+
 from sfumato.errors import TrainingError
 from sfumato.training.optim import MUON_RMS, Average, Optimiser, Rates, is_muon, orthogonalise
 from sfumato.training.schedule import Schedule
-from torch import Tensor, nn
 
 
 def seeded(*shape: int, seed: int = 0) -> Tensor:

@@ -1,4 +1,4 @@
-"""Whole runs: resumed bit for bit after a kill, stopped on request, refused when they cannot go on."""
+"""Whole runs: resumed bit for bit after a kill, stopped on request, refused when impossible."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sfumato
 import torch
+from torch import Tensor
+
+import sfumato
 from sfumato.errors import TrainingError
 from sfumato.training.__main__ import main
 from sfumato.training.config import TrainConfig, parse_train_config
 from sfumato.training.progress import Meter, Progress, clock
 from sfumato.training.run_dir import RunDir, handled, written_aside
 from sfumato.training.trainer import Trainer, train
-from torch import Tensor
-
 from tests.unit.training_runs import config, recipe, toml
 
 

@@ -80,6 +80,7 @@ class SelfConditioning:
 
     def _renoise(self, current: Tensor, logits: Tensor, generator: torch.Generator) -> Tensor:
         draws = SharedDraws(generator)
+        rows, length = current.shape
         sampled = draws.sample(torch.softmax(logits, dim=-1))
         accepted = EntropyBound(self.entropy_bound).accept(entropy(logits))
-        return torch.where(accepted, sampled, draws.canvas(*current.shape, logits.shape[-1]))
+        return torch.where(accepted, sampled, draws.canvas(rows, length, logits.shape[-1]))

@@ -1,4 +1,4 @@
-"""A training run as one frozen value, read from TOML. Unknown keys and bad values are named errors."""
+"""A training run as one frozen value, read from TOML; mistakes in it are named errors."""
 
 from __future__ import annotations
 
@@ -49,9 +49,7 @@ class ModelShape:
                 hint="one letter a layer, S for sliding and F for full, the last an F",
             )
         sliding = LayerConfig("sliding_attention", self.head_dim, self.num_key_value_heads)
-        full = LayerConfig(
-            "full_attention", self.global_head_dim, self.global_num_key_value_heads
-        )
+        full = LayerConfig("full_attention", self.global_head_dim, self.global_num_key_value_heads)
         text = TextConfig(
             vocab_size=self.vocab_size,
             hidden_size=self.hidden_size,

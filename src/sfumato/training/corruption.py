@@ -13,10 +13,11 @@ from torch import Tensor
 class UniformNoise:
     """Each token becomes a uniform random id with probability t, drawn for each canvas.
 
-    t = t_min + (t_max - t_min) * (1 - (1 - u)^power) with u uniform in [0, 1): `power` 1 is Google's
-    flat t; above 1 high noise comes more often (the mean of the last factor is power / (power + 1)).
-    `stratified` spreads the u of one batch evenly, one in each n-th of [0, 1), in random order:
-    each canvas's u is still uniform, and the batch's mean loss varies less.
+    t = t_min + (t_max - t_min) * (1 - (1 - u)^power) with u uniform in [0, 1): `power` 1 is
+    Google's flat t; above 1 high noise comes more often (the last factor's mean is
+    power / (power + 1)). `stratified` spreads the u of one batch evenly, one in each n-th of
+    [0, 1), in random order: each canvas's u is still uniform, and the batch's mean loss varies
+    less.
     """
 
     t_min: float = 1e-4

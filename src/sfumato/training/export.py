@@ -11,6 +11,7 @@ from torch import Tensor
 from sfumato.config.generation import GenerationConfig
 from sfumato.model.diffusion_gemma import DiffusionGemma
 from sfumato.training.data import Data
+from sfumato.training.init import with_dense_experts
 from sfumato.weights.export import export
 
 _COPIED = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -26,7 +27,9 @@ def generation_config(data: Data) -> GenerationConfig:
     )
 
 
-def export_weights(net: DiffusionGemma, data: Data, weights: Mapping[str, Tensor], to: Path) -> Path:
+def export_weights(
+    net: DiffusionGemma, data: Data, weights: Mapping[str, Tensor], to: Path
+) -> Path:
     """Write `weights`, by the network's names, in bfloat16 into the folder `to`, all or nothing."""
     copy = network_with(net, weights)
     files = {name: data.folder / name for name in _COPIED if (data.folder / name).is_file()}
@@ -45,6 +48,4 @@ def network_with(net: DiffusionGemma, weights: Mapping[str, Tensor]) -> Diffusio
     """A network of the shape of `net` that holds copies of `weights`, for evaluation."""
     copy = DiffusionGemma(net.config)
     copy.load_state_dict(dict(weights))
-    for layer in copy.model.decoder.layers:
-        layer.experts.mode = "dense"
-    return copy.eval().requires_grad_(False)
+    return with_dense_experts(copy).eval().requires_grad_(False)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
 from sfumato.config.model import ModelConfig
 from sfumato.model.diffusion_gemma import DiffusionGemma
+from sfumato.model.layer import Layer
 
 POST_NORM = 0.5
 _POST_NORMS = ("post_attention_layernorm.weight", "post_feedforward_layernorm.weight")
@@ -26,8 +29,13 @@ def new_network(config: ModelConfig, seed: int) -> DiffusionGemma:
     with torch.no_grad():
         for name, weight in net.named_parameters():
             _fill(name, weight, config.text.hidden_size, generator)
+    return with_dense_experts(net)
+
+
+def with_dense_experts(net: DiffusionGemma) -> DiffusionGemma:
+    """`net` itself, its experts computed all at once: no shape then depends on the data."""
     for layer in net.model.decoder.layers:
-        layer.experts.mode = "dense"
+        cast(Layer, layer).experts.mode = "dense"
     return net
 
 

@@ -1,7 +1,7 @@
 """The optimiser: Muon for the matrices inside the layers, AdamW for everything else.
 
-Muon (Jordan et al. 2024) replaces the momentum of a matrix by the nearest semi-orthogonal one, found
-by a few Newton-Schulz steps; matrices of one shape, experts included, are done as one batch.
+Muon (Jordan et al. 2024) replaces the momentum of a matrix by the nearest semi-orthogonal one,
+found by a few Newton-Schulz steps; matrices of one shape, experts included, are done as one batch.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def orthogonalise(matrices: Tensor, steps: int) -> Tensor:
     for _ in range(steps):
         gram = x @ x.transpose(-2, -1)
         x = a * x + (b * gram + c * (gram @ gram)) @ x
-    return (x.transpose(-2, -1) if tall else x).float()
+    out: Tensor = (x.transpose(-2, -1) if tall else x).float()
+    return out
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class Optimiser:
         self._adam_step(self.rates.adam_lr * factor)
 
     def _muon_step(self, names: Sequence[str], lr: float) -> None:
-        weights = [self._muon[name] for name in names]
+        weights: list[Tensor] = [self._muon[name] for name in names]
         momenta = [self._momentum[name] for name in names]
         gradients = [_gradient(p) for p in weights]
         torch._foreach_lerp_(momenta, gradients, 1.0 - self.rates.momentum)
@@ -109,14 +110,14 @@ class Optimiser:
         counts = [weight.numel() // (rows * columns) for weight in weights]
         updates = [
             update.view(weight.shape)
-            for update, weight in zip(stacked.split(counts), weights, strict=True)
+            for update, weight in zip(torch.split(stacked, counts), weights, strict=True)
         ]
         torch._foreach_mul_(weights, 1.0 - lr * self.rates.weight_decay)
         torch._foreach_add_(weights, updates, alpha=-lr * MUON_RMS * max(rows, columns) ** 0.5)
 
     def _adam_step(self, lr: float) -> None:
         names = list(self._adam)
-        weights = [self._adam[name] for name in names]
+        weights: list[Tensor] = [self._adam[name] for name in names]
         first = [self._first[name] for name in names]
         second = [self._second[name] for name in names]
         gradients = [_gradient(p) for p in weights]
@@ -156,7 +157,7 @@ class Optimiser:
         )
 
 
-def _gradient(parameter: nn.Parameter) -> Tensor:
+def _gradient(parameter: Tensor) -> Tensor:
     """The gradient; zeros for a parameter that this step did not use."""
     return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 

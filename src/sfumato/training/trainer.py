@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from sfumato.errors import TrainingError
-from sfumato.model.diffusion_gemma import DiffusionGemma
 from sfumato.training.conditioning import SelfConditioning
 from sfumato.training.config import TrainConfig
 from sfumato.training.corruption import Supervision, UniformNoise
@@ -180,7 +179,7 @@ class Trainer:
         return "finished"
 
     def train_step(self) -> tuple[dict[str, float], int, int]:
-        """One optimiser step. Returns its losses by name, and how many canvases and tokens it saw."""
+        """One optimiser step: its losses by name, and how many canvases and tokens it saw."""
         losses: dict[str, float] = {}
         canvases = tokens = 0
         self.optimiser.zero_grad()
@@ -205,9 +204,7 @@ class Trainer:
         levels = parts.noise.levels(len(clean), generator)
         vocab_size = self.net.config.text.vocab_size
         noisy = parts.noise.corrupt(clean, levels, vocab_size, generator)
-        noisy, beliefs = parts.conditioning.beliefs(
-            self.net, parts.passes, batch, noisy, generator
-        )
+        noisy, beliefs = parts.conditioning.beliefs(self.net, parts.passes, batch, noisy, generator)
         weights = parts.supervision.weights(noisy, clean, levels)
         found = joint_losses(self.net, parts.passes, batch, noisy, weights, beliefs)
         total = found.diffusion

@@ -70,7 +70,7 @@ def ask(
     output: OutputOptions,
     prompt: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[PROMPT]...", help="Read from stdin if left out, or given as -."),
+        typer.Argument(metavar="PROMPT", help="Read from stdin if left out, or given as -."),
     ] = None,
 ) -> None:
     """Answer one prompt. On a terminal the canvas is shown as it settles; a pipe gets the answer.

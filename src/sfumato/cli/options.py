@@ -31,7 +31,10 @@ class ModelOptions:
     ] = None
     dtype: Annotated[
         str | None,
-        typer.Option(metavar="DTYPE", help="float32, bfloat16 or float16; the checkpoint's own."),
+        typer.Option(
+            metavar="DTYPE",
+            help="float32, bfloat16 or float16; else as stored, the small model in float32.",
+        ),
     ] = None
     device: Annotated[str, typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1, mps.")] = "cpu"
 

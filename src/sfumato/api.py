@@ -132,7 +132,7 @@ class Model:
             self_conditioning_logits = self_conditioning_logits.to(self.network.device)
         return self.network.denoise(ids, cache, self_conditioning_logits)
 
-    def generate(  # noqa: PLR0913 - the one call with everything a user may want to say
+    def generate(
         self,
         input_ids: Tensor,
         seed: int | Sequence[int] = 0,

@@ -219,6 +219,8 @@ def test_the_panel_stands_in_the_middle_beside_a_narrow_view() -> None:
     assert len(joined) == 13
     assert joined[0].plain == "xxxxx"
     assert "step  3/48" in joined[3].plain
+    dim = beside([Text("frame", "dim") for _ in range(9)], panel, 5)
+    assert all(not line.style for line in dim)  # the figures do not take the frame's style
 
 
 def test_the_course_of_the_entropy() -> None:

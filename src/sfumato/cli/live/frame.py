@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-# A position shows its draft, not its noise, once it is accepted or hesitates between two tokens.
-DRAFT_CONFIDENCE = 0.5
+# A position shows its draft, not its noise, once it hesitates between three tokens or fewer.
+DRAFT_CONFIDENCE = 1 / 3
 
 
 class TokenText(Protocol):

@@ -65,7 +65,7 @@ def beside(left: list[Text], right: list[Text], columns: int) -> list[Text]:
     first = max(0, (len(left) - len(right)) // 2)
     lines = []
     for index, line in enumerate(left):
-        joined = line.copy()
+        joined = Text(no_wrap=True).append_text(line)  # a style of the whole line stays its own
         if first <= index < first + len(right):
             joined.append(" " * (columns - line.cell_len + 2)).append_text(right[index - first])
         lines.append(joined)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from torch import Tensor
@@ -27,6 +27,8 @@ from sfumato.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from sfumato.media.image import ImageInput, ImageSource
+
+    Images = Sequence[ImageSource | ImageInput] | tuple[Tensor, Tensor]
 
 Mode = Literal["diffusion", "autoregressive"]
 
@@ -73,12 +75,14 @@ class Model:
         cache: KVCache | None = None,
         *,
         attention_mask: Tensor | None = None,
-        images: Sequence[ImageSource | ImageInput] | None = None,
+        images: Images | None = None,
     ) -> KVCache:
         """Read `input_ids` [B, T] causally; with `cache`, append to it. Returns the cache.
 
         `attention_mask` [B, T] is false (0) on padding. `images` are pictures in the order of
-        their places in the ids, each place written as its soft tokens (`config.image_token_id`).
+        their places in the ids, each place written as its soft tokens (`config.image_token_id`):
+        files, Pillow images, arrays, `ImageInput`s, or all of them ready as two tensors, patches
+        [n, P, 3 * patch^2] and their (x, y) positions [n, P, 2].
         Raises InputError for ids that are out of range, and ContextLengthError.
         """
         return self.encode_hidden(input_ids, cache, attention_mask=attention_mask, images=images)[1]
@@ -90,7 +94,7 @@ class Model:
         cache: KVCache | None = None,
         *,
         attention_mask: Tensor | None = None,
-        images: Sequence[ImageSource | ImageInput] | None = None,
+        images: Images | None = None,
     ) -> tuple[Tensor, KVCache]:
         """`encode`, and the final hidden states [B, T, D] too."""
         ids = self._checked_ids(input_ids)
@@ -102,7 +106,7 @@ class Model:
                 f"the cache holds {cache.batch_size} rows, the new ids have {ids.shape[0]}"
             )
         self._check_context(held + ids.shape[1], 0)
-        soft = self._soft_tokens(images) if images else None
+        soft = None if images is None or len(images) == 0 else self._soft_tokens(images)
         return self.network.encode_hidden(
             ids, cache, attention_mask=attention_mask, soft_tokens=soft
         )
@@ -141,7 +145,7 @@ class Model:
         *,
         mode: Mode = "diffusion",
         attention_mask: Tensor | None = None,
-        images: Sequence[ImageSource | ImageInput] | None = None,
+        images: Images | None = None,
         on_step: OnStep | None = None,
         on_commit: OnCommit | None = None,
     ) -> Generation:
@@ -266,11 +270,15 @@ class Model:
                 hint="shorten the prompt or ask for fewer new tokens",
             )
 
-    def _soft_tokens(self, images: Sequence[ImageSource | ImageInput]) -> Tensor:
+    def _soft_tokens(self, images: Images) -> Tensor:
         from sfumato.media.image import ImageInput, batch_images, load_image
 
-        ready = [one if isinstance(one, ImageInput) else load_image(one) for one in images]
-        pixels, positions = batch_images(ready)
+        if len(images) == 2 and all(isinstance(one, Tensor) for one in images):
+            pixels, positions = cast("tuple[Tensor, Tensor]", images)
+        else:
+            sources = cast("Sequence[ImageSource | ImageInput]", images)
+            ready = [one if isinstance(one, ImageInput) else load_image(one) for one in sources]
+            pixels, positions = batch_images(ready)
         device = self.network.device
         return self.network.soft_tokens(pixels.to(device), positions.to(device))
 

@@ -19,10 +19,11 @@ from transformers.models.diffusion_gemma.generation_diffusion_gemma import (
     EntropyBoundSamplerConfig,
 )
 
+from sfumato.api import Model
 from sfumato.config.generation import GenerationConfig
 from sfumato.diffusion.loop import generate
 from sfumato.diffusion.samplers import SharedDraws
-from sfumato.media.image import image_prompt_tokens
+from sfumato.media.image import ImageInput, image_prompt_tokens
 from sfumato.model.diffusion_gemma import DiffusionGemma
 from tests.helpers import Shape, pair
 
@@ -299,3 +300,18 @@ def test_generate_is_equal_token_for_token(seed: int, window: int) -> None:
     tokens = out.tokens[0]
     assert tokens == expected[: len(tokens)].tolist()
     assert len(tokens) == len(expected) or tokens[-1] == 1
+
+
+@torch.inference_mode()
+def test_ready_tensors_are_images_too() -> None:
+    """What an image processor returns may be given as it is."""
+    ours, _ = pair(BASE, seed=4)
+    model = Model(ours, GenerationConfig())
+    image = torch.rand(1, 9, 768), torch.cartesian_prod(torch.arange(3), torch.arange(3))[None]
+    prompt = torch.tensor([[3, BOI, IMAGE, EOI, 4]])
+    inputs = [ImageInput(image[0][0], image[1][0], 1)]
+    canvas = torch.arange(BASE.canvas)[None]
+    from_tensors = model.denoise(canvas, model.encode(prompt, images=image))
+    from_inputs = model.denoise(canvas, model.encode(prompt, images=inputs))
+    assert torch.equal(from_tensors, from_inputs)
+    assert not torch.equal(from_tensors, model.denoise(canvas, model.encode(prompt)))

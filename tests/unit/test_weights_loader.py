@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from sfumato.weights.files import INDEX, SINGLE, WeightFiles
 from sfumato.weights.loader import load_network
 from sfumato.weights.names import canonical
 from tests.unit.checkpoint_files import write_checkpoint, write_tensors
+
+ROOT = Path(__file__).parents[2]
 
 EMBEDDING = "model.decoder.embed_tokens.weight"
 NORM = "model.decoder.norm.weight"
@@ -317,3 +321,16 @@ def test_links_may_lead_into_the_hub_cache_only(tmp_path: Path) -> None:
     (plain / SINGLE).unlink()
     (plain / SINGLE).symlink_to(SINGLE)
     assert "is a link to nothing" in refusal(plain)
+
+
+def test_building_the_shapes_does_not_import_torchs_compiler() -> None:
+    """It did, through `nn.init` on the meta device, and took a second of every start."""
+    program = (
+        "import sys\n"
+        "from sfumato.weights.loader import build_on_meta\n"
+        "from tests.helpers import Shape, tiny_config\n"
+        "network = build_on_meta(tiny_config(Shape(vision=True)))\n"
+        "assert all(tensor.is_meta for tensor in network.state_dict().values())\n"
+        "assert 'torch._dynamo' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)

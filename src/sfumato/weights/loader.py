@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from sfumato.config.model import ModelConfig
 from sfumato.config.parse import load_config
@@ -57,8 +60,27 @@ def load_network(
 
 def build_on_meta(config: ModelConfig) -> DiffusionGemma:
     """The network's shapes without its memory."""
-    with torch.device("meta"):
+    with torch.device("meta"), _NoInitialisation():
         return DiffusionGemma(config)
+
+
+class _NoInitialisation(TorchFunctionMode):
+    """Leaves out `torch.nn.init`: on the meta device it draws nothing, and costs a second.
+
+    Its functions there import torch's compiler to find that out.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        named = dict(kwargs or {})
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return named["tensor"] if "tensor" in named else args[0]
+        return func(*args, **named)
 
 
 def _dtype(dtype: torch.dtype | str | None, config: ModelConfig) -> torch.dtype:

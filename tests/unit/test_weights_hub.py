@@ -131,6 +131,15 @@ def test_listing_and_removing(cache: Path) -> None:
         hub.remove(REPO)
 
 
+def test_removing_leaves_other_repositories_with_the_same_commit(cache: Path) -> None:
+    names = [f"someone/copy-{number}" for number in range(6)]
+    for name in names:
+        put(cache, name)
+    for number, name in enumerate(names, start=1):
+        hub.remove(name)
+        assert [model.repo for model in hub.cached_models()] == names[number:]
+
+
 class FakeHub:
     """Stands in for `snapshot_download`: a plan, then a folder or an error."""
 

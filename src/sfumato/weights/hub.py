@@ -6,6 +6,7 @@ HF_HUB_OFFLINE, HF_HOME and the token are huggingface_hub's to read.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import re
 import shutil
@@ -114,7 +115,12 @@ def remove(repo: str) -> int:
         if known.repo_type == "model" and known.repo_id == repo:
             commits = [revision.commit_hash for revision in known.revisions]
             with _hub_errors(repo, None):
-                strategy = huggingface_hub.scan_cache_dir().delete_revisions(*commits)
+                # Narrowed to this repository: another one (a fork, or the same under an older
+                # name) may hold the same commit, and the hub's library would pick either.
+                alone = dataclasses.replace(
+                    huggingface_hub.scan_cache_dir(), repos=frozenset({known})
+                )
+                strategy = alone.delete_revisions(*commits)
                 strategy.execute()
             return int(strategy.expected_freed_size)
     raise HubError(f"{repo} is not in the cache", hint="`sfumato list` shows what is")

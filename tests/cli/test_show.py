@@ -24,7 +24,7 @@ def released(tmp_path: Path) -> Path:
 def test_the_released_model(sfumato: Program, released: Path) -> None:
     done = sfumato("show", released)
     assert (done.code, done.err) == (0, "")
-    assert "25.2 B, 3.8" in done.out
+    assert "25.2 B, 3.8 B active" in done.out
     assert "no weights here" in done.out
     assert "30: 25 sliding, 5 full (SSSSSFSSSSSF" in done.out
     assert "262,144 tokens, window 1,024" in done.out
@@ -74,7 +74,7 @@ def test_what_cannot_be_shown(sfumato: Program, tmp_path: Path, hub_cache: Path)
 
 @pytest.mark.parametrize(
     ("count", "said"),
-    [(0, "0"), (999, "999"), (1000, "1.00 K"), (5_600_000, "5.60 M"), (3_840_000_000, "3.84 B"),
+    [(0, "0"), (999, "999"), (1000, "1.0 K"), (5_600_000, "5.6 M"), (3_823_900_000, "3.8 B"),
      (25_234_000_000, "25.2 B")],
 )  # fmt: skip
 def test_counts_in_words(count: int, said: str) -> None:

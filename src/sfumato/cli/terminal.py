@@ -71,9 +71,8 @@ def human_bytes(count: int) -> str:
 
 
 def human_count(count: int) -> str:
-    """`count` with three figures and a letter: 25.2 B, 3.84 B, 5.6 M."""
+    """`count` with one decimal and a letter, as model cards have it: 25.2 B, 3.8 B, 5.6 M."""
     for limit, letter in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
         if count >= limit:
-            value = count / limit
-            return f"{value:.1f} {letter}" if value >= 10 else f"{value:.2f} {letter}"
+            return f"{count / limit:.1f} {letter}"
     return str(count)

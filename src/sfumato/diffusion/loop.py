@@ -80,10 +80,11 @@ def refine_canvas(
         steps += ~finished
         remaining = torch.tensor(denoising.max_steps + 1 - taken, device=current.device)
         logits = net.denoise(current, cache, believed) / denoising.temperature.at(remaining)
-        sampled = draws.sample(torch.softmax(logits, dim=-1))
+        sampled = draws.sample(torch.softmax(logits, dim=-1), finished)
         entropies = entropy(logits)
         accepted = denoising.acceptance.accept(entropies)
-        renoised = torch.where(accepted, sampled, draws.canvas(rows, length, vocab_size))
+        fresh = draws.canvas(rows, length, vocab_size, finished)
+        renoised = torch.where(accepted, sampled, fresh)
         held = finished[:, None]
         argmax = torch.where(held, argmax, logits.argmax(dim=-1))
         current = torch.where(held, current, renoised)

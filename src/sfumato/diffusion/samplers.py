@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -40,23 +40,31 @@ class EntropyBound:
 
 
 class Draws(Protocol):
-    """The random numbers of a decoding, in the order in which the loop asks for them."""
+    """The random numbers of a decoding, in the order in which the loop asks for them.
 
-    def canvas(self, rows: int, length: int, vocab_size: int) -> Tensor:
+    `finished` [B] marks rows that will not use what is drawn for them.
+    """
+
+    def canvas(
+        self, rows: int, length: int, vocab_size: int, finished: Tensor | None = None
+    ) -> Tensor:
         """Uniform random ids [rows, length]."""
 
-    def sample(self, probabilities: Tensor) -> Tensor:
+    def sample(self, probabilities: Tensor, finished: Tensor | None = None) -> Tensor:
         """One id a position [B, L] for `probabilities` [B, L, V]."""
 
 
 @dataclass(frozen=True)
 class SharedDraws:
-    """One generator for the whole batch, as the reference draws."""
+    """One generator for the whole batch, finished rows included, as the reference draws."""
 
     generator: torch.Generator
 
-    def canvas(self, rows: int, length: int, vocab_size: int) -> Tensor:
+    def canvas(
+        self, rows: int, length: int, vocab_size: int, finished: Tensor | None = None
+    ) -> Tensor:
         """Uniform random ids [rows, length]."""
+        del finished  # all rows share the stream: leaving one out would shift the others
         return torch.randint(
             vocab_size,
             (rows, length),
@@ -64,27 +72,47 @@ class SharedDraws:
             device=self.generator.device,
         )
 
-    def sample(self, probabilities: Tensor) -> Tensor:
+    def sample(self, probabilities: Tensor, finished: Tensor | None = None) -> Tensor:
         """One id a position [B, L] for `probabilities` [B, L, V]."""
+        del finished
         flat = probabilities.flatten(0, 1)
         return torch.multinomial(flat, 1, generator=self.generator).view(probabilities.shape[:2])
 
 
 @dataclass(frozen=True)
 class RowDraws:
-    """One generator a row, so that each row gets what it would get alone."""
+    """One generator a row, so that each row gets what it would get alone.
+
+    A finished row draws nothing and gets zeros: alone it would be at its next canvas already, and
+    its generator must be where it would be then.
+    """
 
     generators: tuple[torch.Generator, ...]
 
-    def canvas(self, rows: int, length: int, vocab_size: int) -> Tensor:
+    def canvas(
+        self, rows: int, length: int, vocab_size: int, finished: Tensor | None = None
+    ) -> Tensor:
         """Uniform random ids [rows, length]."""
-        assert rows == len(self.generators)
-        return torch.cat([SharedDraws(g).canvas(1, length, vocab_size) for g in self.generators])
+        device = self.generators[0].device
+        out = torch.zeros(rows, length, dtype=torch.long, device=device)
+        for row, generator in self._drawing(rows, finished):
+            out[row] = SharedDraws(generator).canvas(1, length, vocab_size)[0]
+        return out
 
-    def sample(self, probabilities: Tensor) -> Tensor:
+    def sample(self, probabilities: Tensor, finished: Tensor | None = None) -> Tensor:
         """One id a position [B, L] for `probabilities` [B, L, V]."""
-        pairs = zip(self.generators, probabilities, strict=True)
-        return torch.cat([SharedDraws(g).sample(row[None]) for g, row in pairs])
+        rows, length = probabilities.shape[:2]
+        out = torch.zeros(rows, length, dtype=torch.long, device=probabilities.device)
+        for row, generator in self._drawing(rows, finished):
+            out[row] = SharedDraws(generator).sample(probabilities[row, None])[0]
+        return out
+
+    def _drawing(self, rows: int, finished: Tensor | None) -> Iterator[tuple[int, torch.Generator]]:
+        assert rows == len(self.generators)
+        done = [False] * rows if finished is None else finished.tolist()
+        for row, generator in enumerate(self.generators):
+            if not done[row]:
+                yield row, generator
 
 
 def draws_for(seed: int | Sequence[int], device: torch.device) -> Draws:

@@ -1,0 +1,99 @@
+"""The loop over a network that is a table: what one row gets cannot hang on rounding."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from sfumato.config.generation import GenerationConfig
+from sfumato.diffusion.events import Generation, StepEvent
+from sfumato.diffusion.loop import Watchers, generate
+from sfumato.diffusion.samplers import draws_for
+from sfumato.kv.cache import KVCache
+from sfumato.model.diffusion_gemma import DiffusionGemma
+
+VOCAB, LENGTH = 23, 5
+SETTINGS = GenerationConfig(
+    max_new_tokens=4 * LENGTH,
+    max_denoising_steps=30,
+    entropy_bound=1.0,
+    confidence_threshold=0.5,
+    eos_token_id=(),
+)
+
+
+class TableNetwork:
+    """Logits are looked up by the canvas's own ids, so no arithmetic joins rows or positions.
+
+    Each id believes in itself, the larger the surer: a canvas settles when it has met sure ids.
+    """
+
+    def __init__(self) -> None:
+        self.table = torch.diag(torch.linspace(1.0, 9.0, VOCAB))
+        text = SimpleNamespace(vocab_size=VOCAB)
+        self.config = SimpleNamespace(text=text, canvas_length=LENGTH)
+        self.dtype = torch.float32
+        self.encoded: list[Tensor] = []
+
+    def denoise(self, canvas: Tensor, cache: KVCache, believed: Tensor | None) -> Tensor:
+        return self.table[canvas]
+
+    def encode(self, ids: Tensor, cache: KVCache) -> None:
+        self.encoded.append(ids)
+
+
+def run(seed: Any, rows: int, settings: GenerationConfig = SETTINGS, **watch: Any) -> Generation:
+    cache = SimpleNamespace(batch_size=rows)
+    return generate(
+        cast(DiffusionGemma, TableNetwork()),
+        cast(KVCache, cache),
+        settings,
+        draws_for(seed, torch.device("cpu")),
+        Watchers(**watch),
+    )
+
+
+def test_a_row_with_its_own_seed_gets_what_it_would_get_alone() -> None:
+    """On every canvas, though its neighbours take more steps on the ones before."""
+    seeds = list(range(6))
+    together = run(seeds, 6)
+    assert len(set(together.stats.steps)) > 1  # rows do wait for each other
+    for row, seed in enumerate(seeds):
+        alone = run(seed, 1)
+        assert alone.tokens[0] == together.tokens[row]
+        assert alone.stats.steps[0] == together.stats.steps[row]
+
+
+def test_one_generator_for_all_draws_for_finished_rows_too() -> None:
+    """As the reference does: its batches come out equal only so."""
+    draws, other = draws_for(3, torch.device("cpu")), draws_for(3, torch.device("cpu"))
+    finished = torch.tensor([False, True])
+    probabilities = torch.softmax(torch.randn(2, 4, 7), -1)
+    assert torch.equal(draws.canvas(2, 4, 7, finished), other.canvas(2, 4, 7))
+    assert torch.equal(draws.sample(probabilities, finished), other.sample(probabilities))
+
+
+def test_a_finished_row_keeps_its_canvas_and_its_generator() -> None:
+    draws, alone = draws_for([3, 4], torch.device("cpu")), draws_for(4, torch.device("cpu"))
+    finished = torch.tensor([False, True])
+    probabilities = torch.softmax(torch.randn(2, 4, 7), -1)
+    assert draws.canvas(2, 4, 7, finished)[1].tolist() == [0] * 4
+    assert draws.sample(probabilities, finished)[1].tolist() == [0] * 4
+    assert torch.equal(draws.canvas(2, 4, 7)[1], alone.canvas(1, 4, 7)[0])
+
+
+def test_events_hold_the_canvas_of_a_finished_row() -> None:
+    events: list[StepEvent] = []
+    run([1, 2, 3], 3, SETTINGS.replace(max_new_tokens=LENGTH), on_step=events.append)
+    assert bool(events[-1].finished.all())
+    waited = 0
+    for before, after in pairwise(events):
+        held = before.finished
+        waited += int(held.sum())
+        assert torch.equal(before.current[held], after.current[held])
+        assert torch.equal(before.argmax[held], after.argmax[held])
+    assert waited  # some row did finish before the others

@@ -147,7 +147,7 @@ def test_a_disk_too_small_is_noticed_before_anything_is_written(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(CheckpointError, match=r"the disk has 0\.00 GB left"):
+    with pytest.raises(CheckpointError, match=r"the disk has 0\.0 MB left"):
         write_checkpoint(tmp_path / "m")
     assert nothing_left(tmp_path)
 

@@ -11,7 +11,8 @@ import typer
 from sfumato.cli.checkpoint import SMALL
 from sfumato.cli.options import chosen_model
 from sfumato.cli.terminal import note
-from sfumato.errors import InputError
+from sfumato.config.checkpoint_file import check_inside
+from sfumato.errors import CheckpointError, InputError
 
 _SIZE = re.compile(r"(\d{1,6}(?:\.\d{1,3})?)\s*(kB|MB|GB|)", re.IGNORECASE)
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9}
@@ -66,12 +67,20 @@ def export(
         config,
         dest,
         generation=load_generation_config(source, config.text),
-        extra_files={name: source / name for name in BESIDE if (source / name).is_file()},
+        extra_files=_beside(source),
         dtype=dtype,
         max_shard_bytes=limit,
         overwrite=overwrite,
     )
     print(written)
+
+
+def _beside(source: Path) -> dict[str, Path]:
+    """The files to copy. Raises CheckpointError for a link out of the folder."""
+    found = {name: source / name for name in BESIDE if (source / name).is_file()}
+    for path in found.values():
+        check_inside(path, error=CheckpointError)
+    return found
 
 
 def parse_size(text: str) -> int:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sfumato.config.checkpoint_file import is_there
 from sfumato.config.fields import MAX_INT, Fields, short
-from sfumato.config.json_file import is_there, read_json
+from sfumato.config.json_file import read_json
 from sfumato.config.model import TextConfig
 from sfumato.errors import InputError
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, NoReturn
 
+from sfumato.config.checkpoint_file import read_bounded
 from sfumato.errors import ConfigError, SfumatoError
 
 MAX_JSON_BYTES = 16 * 1024 * 1024
@@ -46,27 +47,7 @@ def read_json(
     path: Path, *, limit: int = MAX_JSON_BYTES, error: type[SfumatoError] = ConfigError
 ) -> dict[str, Any]:
     """The JSON object in the file at `path`, which may have at most `limit` bytes."""
-    if is_there(path) and not path.is_file():  # opening a pipe would wait for its writer
-        raise error(f"{path}: is not a regular file")
-    try:
-        with path.open("rb") as file:
-            text = file.read(limit + 1)
-    except FileNotFoundError:
-        raise error(f"{path}: there is no such file") from None
-    except OSError as problem:
-        raise error(f"{path}: cannot be read: {problem.strerror or problem}") from None
-    if len(text) > limit:
-        raise error(f"{path}: longer than {limit:,} bytes, which no such file needs")
-    return parse_json(text, str(path), error=error)
-
-
-def is_there(path: Path) -> bool:
-    """Whether something is at `path`; what may not be looked at counts as not there."""
-    try:
-        path.stat()
-    except (OSError, ValueError):
-        return False
-    return True
+    return parse_json(read_bounded(path, limit, error=error), str(path), error=error)
 
 
 def json_kind(value: object) -> str:

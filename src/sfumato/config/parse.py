@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from sfumato.config.checkpoint_file import is_there
 from sfumato.config.fields import Fields, short
-from sfumato.config.json_file import is_there, read_json
+from sfumato.config.json_file import read_json
 from sfumato.config.layers import ACTIVATION, MAX_HEAD_DIM, MAX_HEADS, parse_layers
 from sfumato.config.model import LayerKind, ModelConfig, RopeConfig, TextConfig, VisionConfig
 from sfumato.errors import ConfigError

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from sfumato.config.checkpoint_file import is_there
 from sfumato.config.fields import Fields, short
-from sfumato.config.json_file import is_there, read_json
+from sfumato.config.json_file import read_json
 from sfumato.config.model import VisionConfig
 from sfumato.errors import ConfigError
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sfumato.config.checkpoint_file import is_there, read_bounded
 from sfumato.config.json_file import read_json
 from sfumato.errors import InputError, TemplateError
 from sfumato.text.sandbox import Limits, Worker
@@ -142,15 +143,15 @@ class ChatTemplate:
 
 def _find_source(folder: Path) -> tuple[str, str]:
     path = folder / TEMPLATE_FILE
-    if path.exists():
+    if is_there(path):
+        data = read_bounded(path, MAX_CONFIG_BYTES, error=TemplateError)
         try:
-            with path.open("rb") as file:
-                return str(path), file.read(MAX_CONFIG_BYTES).decode("utf-8")
-        except (OSError, UnicodeDecodeError) as problem:
+            return str(path), data.decode("utf-8")
+        except UnicodeDecodeError as problem:
             raise TemplateError(f"{path}: cannot be read: {problem}") from None
     for name in ("tokenizer_config.json", "chat_template.json"):
         path = folder / name
-        if not path.exists():
+        if not is_there(path):
             continue
         fields = read_json(path, limit=MAX_CONFIG_BYTES, error=TemplateError)
         if fields.get("chat_template") is not None:

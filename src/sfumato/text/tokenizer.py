@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sfumato.config.checkpoint_file import is_there, read_bounded
 from sfumato.config.json_file import read_json
 from sfumato.config.model import ModelConfig
 from sfumato.errors import InputError, SfumatoError, TokenizerError
@@ -60,7 +61,7 @@ class Tokenizer:
         named: dict[str, str] = {}
         for name in ("special_tokens_map.json", "tokenizer_config.json"):
             path = folder / name
-            if path.exists():
+            if is_there(path):
                 fields = read_json(path, limit=MAX_CONFIG_BYTES, error=TokenizerError)
                 named |= _named_tokens(fields, path)
         path = folder / "tokenizer.json"
@@ -212,19 +213,11 @@ class Tokenizer:
 def _read_backend(path: Path) -> Backend:
     from tokenizers import Tokenizer as BackendClass
 
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_TOKENIZER_BYTES + 1)
-    except FileNotFoundError:
+    if not is_there(path):
         raise TokenizerError(
             f"{path}: there is no such file", hint="a checkpoint folder needs a tokenizer.json"
-        ) from None
-    except OSError as problem:
-        raise TokenizerError(f"{path}: cannot be read: {problem.strerror or problem}") from None
-    if len(data) > MAX_TOKENIZER_BYTES:
-        raise TokenizerError(
-            f"{path}: longer than {MAX_TOKENIZER_BYTES:,} bytes, which no tokenizer needs"
         )
+    data = read_bounded(path, MAX_TOKENIZER_BYTES, error=TokenizerError)
     try:
         backend: Backend = BackendClass.from_buffer(data)
     except BaseException as problem:

@@ -14,8 +14,8 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from sfumato.config.checkpoint_file import is_there
 from sfumato.config.generation import GenerationConfig
-from sfumato.config.json_file import is_there
 from sfumato.config.model import ModelConfig
 from sfumato.config.write import to_json
 from sfumato.errors import CheckpointError, InputError
@@ -224,7 +224,7 @@ def _check_space(
     free = shutil.disk_usage(folder.parent).free
     if needed > free:
         raise CheckpointError(
-            f"{folder}: needs {needed / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB left",
+            f"{folder}: needs {needed / 1e6:,.1f} MB and the disk has {free / 1e6:,.1f} MB left",
             hint="nothing was written",
         )
 

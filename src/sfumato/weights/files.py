@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
+from sfumato.config.checkpoint_file import check_inside, is_there
 from sfumato.config.fields import short
-from sfumato.config.json_file import is_there, read_json
+from sfumato.config.json_file import read_json
 from sfumato.errors import CheckpointError
 from sfumato.weights.safetensors_reader import SafetensorsFile, TensorEntry
 
@@ -39,7 +40,7 @@ class WeightFiles:
         if is_there(index):
             self._read_shards(_read_index(index))
         elif is_there(single):
-            self._add(SafetensorsFile(_inside(self.folder, SINGLE)))
+            self._open(SINGLE)
         else:
             raise _no_weights(self.folder)
         self.entries: dict[str, TensorEntry] = {
@@ -52,7 +53,7 @@ class WeightFiles:
 
     def _read_shards(self, weight_map: Mapping[str, str]) -> None:
         for file_name in sorted(set(weight_map.values())):
-            self._add(SafetensorsFile(_inside(self.folder, file_name)))
+            self._open(file_name)
         for name, file_name in weight_map.items():
             held = self._file_of.get(name)
             if held is None or held.path.name != file_name:
@@ -64,7 +65,10 @@ class WeightFiles:
             if name not in weight_map:
                 raise CheckpointError(f"{file.path}: holds {short(name)}, which {INDEX} leaves out")
 
-    def _add(self, file: SafetensorsFile) -> None:
+    def _open(self, file_name: str) -> None:
+        path = self.folder / file_name
+        check_inside(path, error=CheckpointError)
+        file = SafetensorsFile(path)
         for name in file.entries:
             if name in self._file_of:
                 raise CheckpointError(
@@ -100,28 +104,6 @@ def _is_plain(name: str) -> bool:
         and not name.startswith(".")
         and not set(name) & set("/\\:")
     )
-
-
-def _inside(folder: Path, name: str) -> Path:
-    """The path of a weight file, which may lead out of the folder only into the hub cache's blobs.
-
-    The hub cache keeps files as `models--owner--name/snapshots/REVISION/FILE`, links to
-    `../../blobs/HASH`.
-    """
-    path = folder / name
-    try:
-        real = path.resolve(strict=True)
-        home = folder.resolve(strict=True)
-    except OSError as problem:
-        reason = problem.strerror or str(problem)
-        raise CheckpointError(f"{path}: {reason}", hint="fetch the checkpoint again") from None
-    allowed = [home]
-    repo = home.parent.parent
-    if home.parent.name == "snapshots" and repo.name.startswith("models--"):
-        allowed.append(repo / "blobs")
-    if real.parent not in allowed:
-        raise CheckpointError(f"{path}: is a link that leads out of the checkpoint's folder")
-    return path
 
 
 def _no_weights(folder: Path) -> CheckpointError:

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sfumato.config.json_file import is_there, read_json
+from sfumato.config.checkpoint_file import is_there
+from sfumato.config.json_file import read_json
 from sfumato.errors import ConfigError, HubError, InputError
 
 WANTED = ("*.json", "*.safetensors", "*.jinja", "*.model", "LICENSE*", "NOTICE*", "README.md")

@@ -19,8 +19,9 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+from sfumato.config.checkpoint_file import is_there
 from sfumato.config.fields import short
-from sfumato.config.json_file import is_there, parse_json
+from sfumato.config.json_file import parse_json
 from sfumato.errors import CheckpointError
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library

@@ -92,7 +92,8 @@ def test_tensors_of_the_files_dtype_are_not_copied(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "device"), [("int8", "cpu"), (torch.int8, "cpu"), (None, "abacus"), (None, "cuda:99")]
+    ("dtype", "device"),
+    [("int8", "cpu"), (torch.int8, "cpu"), (None, "abacus"), (None, "cuda:99"), (None, "meta")],
 )
 def test_a_dtype_or_device_that_cannot_be(
     tmp_path: Path, dtype: torch.dtype | str | None, device: str

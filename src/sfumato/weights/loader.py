@@ -97,6 +97,8 @@ def _device(device: torch.device | str) -> torch.device:
     try:
         target = torch.device(device)
         torch.empty(0, device=target)
+        if target.type == "meta":
+            raise RuntimeError("it holds shapes and no numbers")
     except (RuntimeError, AssertionError) as problem:
         reason = str(problem).splitlines()[0]
         raise InputError(f"device {str(device)!r} cannot be used: {reason}") from None

@@ -100,6 +100,8 @@ class Model:
         ids = self._checked_ids(input_ids)
         if attention_mask is not None:
             attention_mask = self._checked_mask(attention_mask, ids)
+            if cache is None or not cache.batch_size:
+                _check_rows(attention_mask)
         held = 0 if cache is None else cache.length
         if cache is not None and cache.batch_size not in (0, ids.shape[0]):
             raise InputError(
@@ -155,14 +157,24 @@ class Model:
         draws them; with a sequence of seeds, one a row, each row gets what it would get alone.
         `generation` replaces the checkpoint's settings, `max_new_tokens` that one setting. In
         `mode` "autoregressive" the same weights write left to right, greedily unless
-        `generation.do_sample`. Raises InputError and ContextLengthError.
+        `generation.do_sample`, and there is no canvas to watch. Raises InputError and
+        ContextLengthError.
         """
         if mode not in ("diffusion", "autoregressive"):
             raise InputError(f"mode must be 'diffusion' or 'autoregressive', not {mode!r}")
+        for name, watcher in (("on_step", on_step), ("on_commit", on_commit)):
+            if watcher is not None and mode == "autoregressive":
+                raise InputError(f"{name} watches canvases, and autoregressive mode has none")
         settings = self.generation_config if generation is None else generation
         if max_new_tokens is not None:
             settings = settings.replace(max_new_tokens=max_new_tokens)
         ids = self._checked_ids(input_ids)
+        pad_id, size = settings.pad_token_id, self.config.text.vocab_size
+        if pad_id is not None and pad_id >= size:
+            raise InputError(
+                f"pad_token_id {pad_id} is out of range",
+                hint=f"this model's ids are 0 to {size - 1}",
+            )
         self._check_context(ids.shape[1], self._room(settings.max_new_tokens, mode))
         draws = self._draws(seed, ids.shape[0])
         hidden, cache = self.encode_hidden(ids, attention_mask=attention_mask, images=images)
@@ -233,9 +245,10 @@ class Model:
         return -(-max_new_tokens // length) * length if mode == "diffusion" else max_new_tokens
 
     def _draws(self, seed: int | Sequence[int], rows: int) -> Draws:
-        seeds = [seed] if isinstance(seed, int) else list(seed)
-        if any(isinstance(one, bool) or not 0 <= one < 2**63 for one in seeds):
-            raise InputError(f"a seed must be from 0 to 2^63 - 1, not {seed}")
+        seeds = list(seed) if isinstance(seed, Sequence) else [seed]
+        for one in seeds:
+            if not isinstance(one, int) or isinstance(one, bool) or not 0 <= one < 2**63:
+                raise InputError(f"a seed must be an integer from 0 to 2^63 - 1, not {one!r}")
         if not isinstance(seed, int) and len(seeds) != rows:
             raise InputError(f"{len(seeds)} seeds were given for {rows} rows")
         return draws_for(seed, self.network.device)
@@ -256,6 +269,8 @@ class Model:
         return ids.to(self.network.device, torch.long)
 
     def _checked_mask(self, mask: Tensor, ids: Tensor) -> Tensor:
+        if not isinstance(mask, Tensor):
+            raise InputError(f"attention_mask must be a tensor [rows, tokens], not {type(mask)}")
         if mask.shape != ids.shape:
             raise InputError(f"attention_mask is {list(mask.shape)}, the ids are {list(ids.shape)}")
         return mask.to(self.network.device, torch.bool)
@@ -284,6 +299,16 @@ class Model:
 
 
 _ID_TYPES = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
+
+
+def _check_rows(real: Tensor) -> None:
+    """Refuse rows of `real` [B, T] that are all padding: there is no state to go on from."""
+    empty = (~real.any(dim=1)).nonzero()
+    if len(empty):
+        raise InputError(
+            f"row {int(empty[0]) + 1} of the prompt is empty: its attention_mask hides every token",
+            hint="give at least one token a row",
+        )
 
 
 def _last_real(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -154,8 +154,8 @@ def test_a_prompt_longer_than_the_context_is_refused(model: Model, mode: Any) ->
         model.encode(prompt(1, 4097))
 
 
-@pytest.mark.parametrize("seed", [-1, 2**63, True, [1, 2], [-4]])
-def test_seeds_that_cannot_be_are_refused(model: Model, seed: int | Sequence[int]) -> None:
+@pytest.mark.parametrize("seed", [-1, 2**63, True, [1, 2], [-4], 1.5, None, "7", [None], [[3]]])
+def test_seeds_that_cannot_be_are_refused(model: Model, seed: Any) -> None:
     with pytest.raises(InputError, match="seed"):
         model.generate(prompt(), seed=seed)
 
@@ -170,12 +170,48 @@ def test_what_does_not_fit_together_is_refused(model: Model) -> None:
         model.denoise(prompt(2, 8), cache, torch.zeros(2, 8, 96))
     with pytest.raises(InputError, match="attention_mask"):
         model.encode(prompt(2), attention_mask=torch.ones(2, 3))
+    with pytest.raises(InputError, match="attention_mask must be a tensor"):
+        model.encode(prompt(2), attention_mask=[[1] * 7] * 2)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="cache is empty"):
         model.network.denoise(prompt(1, 8), model.network.new_cache())
     with pytest.raises(InputError, match="mode must be"):
         model.generate(prompt(), mode="both")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="no tokenizer"):
         model.answer("hello")
+
+
+@pytest.mark.parametrize("mode", ["diffusion", "autoregressive"])
+def test_a_row_of_padding_alone_is_an_empty_prompt(model: Model, mode: Any) -> None:
+    mask = torch.tensor([[True] * 7, [False] * 7])
+    with pytest.raises(InputError, match="row 2 of the prompt is empty"):
+        model.generate(prompt(2), attention_mask=mask, mode=mode)
+    cache = model.encode(prompt(2))
+    later = model.encode(prompt(2), cache, attention_mask=mask)  # a row may have nothing to add
+    assert later.next_position is not None
+    assert later.next_position.tolist() == [14, 7]
+
+
+@pytest.mark.parametrize("watch", ["on_step", "on_commit"])
+def test_watching_canvases_where_there_are_none_is_refused(model: Model, watch: str) -> None:
+    with pytest.raises(InputError, match=f"{watch} .* autoregressive"):
+        model.generate(prompt(), mode="autoregressive", **{watch: print})  # type: ignore[arg-type]
+
+
+def test_a_pad_id_outside_the_vocabulary_is_refused(model: Model) -> None:
+    with pytest.raises(InputError, match="pad_token_id 97 is out of range"):
+        model.generate(prompt(), generation=SETTINGS.replace(pad_token_id=97))
+
+
+def test_a_prompt_and_its_canvases_may_fill_the_context() -> None:
+    config = tiny_config(SHAPE)
+    small = replace(config, text=replace(config.text, max_position_embeddings=40))
+    network = DiffusionGemma(small)
+    randomise(network, 11)
+    settings = SETTINGS.replace(max_new_tokens=16, max_denoising_steps=1, eos_token_id=())
+    tight = Model(network.eval(), settings)
+    assert len(tight.generate(prompt(1, 24)).tokens[0]) == 16
+    with pytest.raises(ContextLengthError, match="25 tokens and 16 new ones"):
+        tight.generate(prompt(1, 25))
 
 
 def test_images_are_refused_without_a_tower(model: Model) -> None:

@@ -57,6 +57,14 @@ def test_errors_become_lines(
     assert bool(told.err) == bool(said)
 
 
+@pytest.mark.parametrize("closed", ["stdin", "stdout", "stderr"])
+def test_a_closed_stream_is_no_bug(closed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, closed, None)
+    assert failures.run(failing(InputError("bad")), []) == 2
+    assert failures.run(failing(typer.Exit(0)), []) == 0
+    getattr(sys, closed).close()
+
+
 def test_a_bug_is_not_hidden() -> None:
     with pytest.raises(RuntimeError, match="a bug"):
         failures.run(failing(RuntimeError("a bug")), [])

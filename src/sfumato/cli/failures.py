@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -23,6 +24,7 @@ _MEMORY_WORDS = ("can't allocate memory", "not enough memory", "out of memory")
 
 def run(app: typer.Typer, arguments: list[str]) -> int:
     """Run `app`; returns the exit code, with the failure already told on stderr."""
+    _replace_closed_streams()
     try:
         code = _call(app, arguments)
         sys.stdout.flush()
@@ -47,6 +49,14 @@ def run(app: typer.Typer, arguments: list[str]) -> int:
         hint = "`sfumato doctor` says what fits this machine; --dtype bfloat16 halves the weights"
         return complain("there is not enough memory for this", hint, FAILURE)
     return code
+
+
+def _replace_closed_streams() -> None:
+    """Python has None in place of a stream that was closed at the start, as by `>&-`."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            nowhere = Path(os.devnull).open(mode, encoding="utf-8")  # noqa: SIM115 - for good
+            setattr(sys, name, nowhere)
 
 
 def _call(app: typer.Typer, arguments: list[str]) -> int:

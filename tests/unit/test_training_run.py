@@ -102,6 +102,30 @@ main([sys.argv[1]])
 """
 
 
+@pytest.mark.slow
+def test_a_compiled_run_on_two_threads_resumes_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes: dict[str, Any] = {"compile": True, "precision": "bfloat16", "threads": 2}
+    changes |= {"model": recipe(tmp_path)["model"] | {"pattern": "F"}}
+    whole = config(tmp_path, run_dir=str(tmp_path / "whole"), **changes)
+    parted = config(tmp_path, run_dir=str(tmp_path / "parted"), **changes)
+    train(whole, progress=quiet())
+    plain = Trainer.train_step
+
+    def interrupted(self: Trainer) -> Any:
+        if self.step == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return plain(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", interrupted)
+        assert train(parted, progress=quiet()).step == 3
+    torch.compiler.reset()
+    train(parted, resume=True, progress=quiet())
+    assert_equal_bits(final_state(whole), final_state(parted))
+
+
 def test_loss_goes_down_and_the_export_answers(tmp_path: Path) -> None:
     run = config(
         tmp_path,

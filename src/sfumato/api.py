@@ -224,9 +224,10 @@ class Model:
 
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Ids and mask [B, T] of rows of unequal length, padded on the left."""
-        width = max(len(row) for row in rows)
+        width = max((len(row) for row in rows), default=0)
         pad_id = self.config.text.pad_token_id or 0
-        ids = torch.tensor([[pad_id] * (width - len(row)) + list(row) for row in rows])
+        padded = [[pad_id] * (width - len(row)) + list(row) for row in rows]
+        ids = torch.tensor(padded, dtype=torch.long).view(len(rows), width)
         lengths = torch.tensor([len(row) for row in rows])
         mask = torch.arange(width) >= width - lengths[:, None]
         return ids.to(self.network.device), mask.to(self.network.device)

@@ -12,7 +12,7 @@ import sfumato
 from sfumato.api import Model
 from sfumato.config.generation import GenerationConfig
 from sfumato.diffusion.events import CommitEvent, StepEvent
-from sfumato.errors import ContextLengthError, InputError
+from sfumato.errors import CheckpointError, ContextLengthError, InputError
 from sfumato.model.diffusion_gemma import DiffusionGemma
 from tests.helpers import Shape, randomise, tiny_config
 
@@ -217,3 +217,21 @@ def test_a_prompt_and_its_canvases_may_fill_the_context() -> None:
 def test_images_are_refused_without_a_tower(model: Model) -> None:
     with pytest.raises(InputError, match="no vision tower"):
         model.network.soft_tokens(torch.zeros(1, 9, 768), torch.zeros(1, 9, 2, dtype=torch.long))
+
+
+@pytest.mark.parametrize("mode", ["diffusion", "autoregressive"])
+def test_a_network_that_computes_nan_is_named(mode: Any) -> None:
+    network = DiffusionGemma(tiny_config(SHAPE))
+    randomise(network, 1)
+    with torch.no_grad():
+        network.model.decoder.norm.weight[3] = torch.nan
+    with pytest.raises(CheckpointError, match="NaN"):
+        Model(network.eval(), SETTINGS).generate(prompt(), mode=mode)
+
+
+def test_rows_without_tokens_are_padded_to_nothing_and_refused(model: Model) -> None:
+    ids, mask = model.pad([[], []])
+    assert ids.shape == mask.shape == (2, 0)
+    with pytest.raises(InputError, match="prompt is empty"):
+        model.generate(ids)
+    assert model.pad([[7], [8, 9]])[0].tolist() == [[0, 7], [8, 9]]

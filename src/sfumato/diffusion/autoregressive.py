@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sfumato.config.generation import GenerationConfig
 from sfumato.diffusion.events import Generation, GenerationStats
-from sfumato.diffusion.samplers import Draws
+from sfumato.diffusion.samplers import Draws, check_finite
 from sfumato.kv.cache import KVCache
 from sfumato.model.diffusion_gemma import DiffusionGemma
 
@@ -36,6 +36,7 @@ def generate_autoregressive(
     open_rows = torch.ones(rows, 1, dtype=torch.bool, device=hidden.device)
     while True:
         logits = net.head(hidden)
+        check_finite(logits)
         if config.do_sample:
             chosen = draws.sample(torch.softmax(logits / config.temperature, dim=-1)[:, None])
         else:

@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from sfumato.errors import CheckpointError
+
 
 def entropy(logits: Tensor) -> Tensor:
     """Entropy in nats [...] of the distribution that `logits` [..., V] stand for.
@@ -37,6 +39,15 @@ class EntropyBound:
         ordered, places = torch.sort(entropies, dim=-1)
         chosen = torch.cumsum(ordered, dim=-1) - ordered <= self.bound
         return torch.zeros_like(chosen).scatter(-1, places, chosen)
+
+
+def check_finite(values: Tensor) -> None:
+    """Raise CheckpointError if the network's output holds NaN or infinity."""
+    if not bool(torch.isfinite(values).all()):
+        raise CheckpointError(
+            "the network computes NaN or infinity",
+            hint="the weights are damaged, or float16 overflows: try float32 or bfloat16",
+        )
 
 
 class Draws(Protocol):
@@ -76,7 +87,12 @@ class SharedDraws:
         """One id a position [B, L] for `probabilities` [B, L, V]."""
         del finished
         flat = probabilities.flatten(0, 1)
-        return torch.multinomial(flat, 1, generator=self.generator).view(probabilities.shape[:2])
+        try:
+            drawn = torch.multinomial(flat, 1, generator=self.generator)
+        except RuntimeError:
+            check_finite(flat)
+            raise
+        return drawn.view(probabilities.shape[:2])
 
 
 @dataclass(frozen=True)

@@ -148,6 +148,7 @@ BAD_OPTIONS: list[tuple[list[str], str]] = [
     (["--confidence", "inf"], "confidence_threshold"),
     (["--stability", "-1"], "stability_threshold"),
     (["--temperature", "0.5"], "--temperature is for --mode autoregressive"),
+    (["--mode", "autoregressive", "--entropy-bound", "1"], "--entropy-bound is for --mode diff"),
     (["--mode", "sideways"], "sideways"),
     (["--pace", "-1"], "--pace"),
     (["--frobnicate"], "--frobnicate"),

@@ -79,6 +79,7 @@ def ask(
     plain.
     """
     decoding.check()
+    decoding.check_mode()
     pace = output.pace_seconds()
     text = prompt_text(prompt or [])
     from sfumato.cli.dialogue import Dialogue

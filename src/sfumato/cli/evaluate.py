@@ -166,6 +166,7 @@ def evaluate(
     With --sweep-..., one row a setting, on equal examples with equal seeds.
     """
     decoding.check()
+    decoding.check_mode()
     if checkpoint is not None:
         if options.model is not None:
             raise UsageError("two models are named", hint="give MODEL or --model, not both")

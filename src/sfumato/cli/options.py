@@ -91,6 +91,18 @@ class DecodingOptions:
         apart = {name: value for name, value in self.changes().items() if name not in _TOGETHER}
         _config(apart)
 
+    def check_mode(self) -> None:
+        """Raise InputError for an option of denoising where nothing is denoised.
+
+        For commands whose mode is final; a conversation may change its own.
+        """
+        given = [name for name in _DENOISING if getattr(self, name) is not None]
+        if self.mode == "autoregressive" and given:
+            raise InputError(
+                f"--{given[0].replace('_', '-')} is for --mode diffusion",
+                hint="left to right, nothing is denoised: leave it out",
+            )
+
     def changes(self) -> dict[str, Any]:
         """The settings that were given, by their names in GenerationConfig."""
         given = {
@@ -112,6 +124,8 @@ class DecodingOptions:
         """`base` with the settings that were given."""
         return base.replace(**self.changes())
 
+
+_DENOISING = ("steps", "entropy_bound", "t_min", "t_max", "confidence", "stability")
 
 # These two are checked against each other, so only where the checkpoint's are known.
 _TOGETHER = ("t_min", "t_max")

@@ -235,3 +235,15 @@ def test_rows_without_tokens_are_padded_to_nothing_and_refused(model: Model) -> 
     with pytest.raises(InputError, match="prompt is empty"):
         model.generate(ids)
     assert model.pad([[7], [8, 9]])[0].tolist() == [[0, 7], [8, 9]]
+
+
+@torch.inference_mode()
+def test_a_selected_cache_is_the_rows_own(model: Model) -> None:
+    ids, canvas = prompt(3, 9), prompt(3, 8, 5)
+    mask = torch.arange(9) >= torch.tensor([[0], [4], [2]])
+    cache = model.encode(ids, attention_mask=mask)
+    rows = torch.tensor([False, True, True])
+    part = cache.select(rows)
+    assert (part.batch_size, cache.batch_size) == (2, 3)
+    expected = model.denoise(canvas, cache)[rows]
+    torch.testing.assert_close(model.denoise(canvas[rows], part), expected, rtol=1e-4, atol=1e-4)

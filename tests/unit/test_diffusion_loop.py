@@ -38,18 +38,37 @@ class TableNetwork:
         self.config = SimpleNamespace(text=text, canvas_length=LENGTH)
         self.dtype = torch.float32
         self.encoded: list[Tensor] = []
+        self.computed = 0  # rows given to `denoise`, over all steps
 
     def denoise(self, canvas: Tensor, cache: KVCache, believed: Tensor | None) -> Tensor:
+        assert cache.batch_size == len(canvas)
+        self.computed += len(canvas)
         return self.table[canvas]
 
     def encode(self, ids: Tensor, cache: KVCache) -> None:
         self.encoded.append(ids)
 
 
-def run(seed: Any, rows: int, settings: GenerationConfig = SETTINGS, **watch: Any) -> Generation:
-    cache = SimpleNamespace(batch_size=rows)
+class TableCache:
+    """The number of rows is all this network asks of a prefix."""
+
+    def __init__(self, rows: int) -> None:
+        self.batch_size = rows
+
+    def select(self, rows: Tensor) -> TableCache:
+        return TableCache(int(rows.sum()))
+
+
+def run(
+    seed: Any,
+    rows: int,
+    settings: GenerationConfig = SETTINGS,
+    network: TableNetwork | None = None,
+    **watch: Any,
+) -> Generation:
+    cache = TableCache(rows)
     return generate(
-        cast(DiffusionGemma, TableNetwork()),
+        cast(DiffusionGemma, network or TableNetwork()),
         cast(KVCache, cache),
         settings,
         draws_for(seed, torch.device("cpu")),
@@ -97,3 +116,13 @@ def test_events_hold_the_canvas_of_a_finished_row() -> None:
         assert torch.equal(before.current[held], after.current[held])
         assert torch.equal(before.argmax[held], after.argmax[held])
     assert waited  # some row did finish before the others
+
+
+def test_finished_rows_are_not_computed_where_rows_draw_apart() -> None:
+    one = SETTINGS.replace(max_new_tokens=LENGTH)
+    network = TableNetwork()
+    out = run([1, 2, 3, 4, 5], 5, one, network)
+    assert network.computed == sum(out.stats.steps) < 5 * max(out.stats.steps)
+    together = TableNetwork()
+    out = run(1, 5, one, together)
+    assert together.computed == 5 * max(out.stats.steps)

@@ -56,6 +56,10 @@ class Draws(Protocol):
     `finished` [B] marks rows that will not use what is drawn for them.
     """
 
+    @property
+    def apart(self) -> bool:
+        """Whether each row draws for itself, so that nobody asks what finished rows compute."""
+
     def canvas(
         self, rows: int, length: int, vocab_size: int, finished: Tensor | None = None
     ) -> Tensor:
@@ -70,6 +74,11 @@ class SharedDraws:
     """One generator for the whole batch, finished rows included, as the reference draws."""
 
     generator: torch.Generator
+
+    @property
+    def apart(self) -> bool:
+        """False: the reference computes all rows to the end, and the last bit may show it."""
+        return False
 
     def canvas(
         self, rows: int, length: int, vocab_size: int, finished: Tensor | None = None
@@ -104,6 +113,11 @@ class RowDraws:
     """
 
     generators: tuple[torch.Generator, ...]
+
+    @property
+    def apart(self) -> bool:
+        """True."""
+        return True
 
     def canvas(
         self, rows: int, length: int, vocab_size: int, finished: Tensor | None = None

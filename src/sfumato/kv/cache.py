@@ -45,6 +45,16 @@ class KVCache:
             self.padded,
         )
 
+    def select(self, rows: Tensor) -> KVCache:
+        """A cache over the same prefixes of the `rows` (a mask [B]) alone."""
+        chosen = self.fork()
+        chosen.keys = [keys[rows] for keys in self.keys]
+        chosen.values = [values[rows] for values in self.values]
+        if self.positions is not None and self.next_position is not None:
+            chosen.positions = self.positions[rows]
+            chosen.next_position = self.next_position[rows]
+        return chosen
+
     def place(self, attention_mask: Tensor) -> Tensor:
         """Positions [B, S] for new slots, -1 where `attention_mask` [B, S] is false."""
         start = 0 if self.next_position is None else self.next_position[:, None]

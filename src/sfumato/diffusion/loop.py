@@ -55,15 +55,13 @@ class Watchers:
     on_commit: OnCommit | None = None
 
 
-@dataclass
 class _Forward:
     """The network over a batch, without the finished rows where rows are `apart`."""
 
-    net: DiffusionGemma
-    cache: KVCache
-    apart: bool
-    _finished: Tensor | None = None
-    _part: KVCache | None = None  # the cache of the rows that are left
+    def __init__(self, net: DiffusionGemma, cache: KVCache, *, apart: bool) -> None:
+        self.net, self.cache, self.apart = net, cache, apart
+        self._finished: Tensor | None = None
+        self._part = cache  # the cache of the rows that are left
 
     def logits(
         self, current: Tensor, believed: Tensor | None, finished: Tensor, temperature: Tensor
@@ -72,7 +70,7 @@ class _Forward:
         if not self.apart or believed is None or not bool(finished.any()):
             return self.net.denoise(current, self.cache, believed) / temperature
         going = ~finished
-        if self._part is None or self._finished is None or not finished.equal(self._finished):
+        if self._finished is None or not finished.equal(self._finished):
             self._finished, self._part = finished, self.cache.select(going)
         logits = believed.to(torch.float32, copy=True)
         fresh = self.net.denoise(current[going], self._part, believed[going])
@@ -101,7 +99,7 @@ def refine_canvas(
     steps = torch.zeros(rows, dtype=torch.long, device=current.device)
     finished = torch.zeros(rows, dtype=torch.bool, device=current.device)
     history = denoising.stopping.history()
-    forward = _Forward(net, cache, draws.apart)
+    forward = _Forward(net, cache, apart=draws.apart)
     for taken in range(1, denoising.max_steps + 1):
         steps += ~finished
         remaining = torch.tensor(denoising.max_steps + 1 - taken, device=current.device)

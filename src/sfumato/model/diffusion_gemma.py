@@ -16,7 +16,6 @@ from torch.nn import functional
 from sfumato.config.model import LayerKind, ModelConfig, TextConfig
 from sfumato.errors import InputError
 from sfumato.kv.cache import KVCache
-from sfumato.model.joint import JointOutput, joint_pass
 from sfumato.model.layer import Layer
 from sfumato.model.masks import denoise_mask, encode_mask, image_groups
 from sfumato.model.norm import RMSNorm
@@ -220,38 +219,14 @@ class DiffusionGemma(nn.Module):
         self,
         canvas: Tensor,
         self_conditioning_logits: Tensor | None,
-        self_conditioning_mask: Tensor | None = None,
     ) -> Tensor:
-        """The denoiser's input [B, L, D]: canvas embeddings joined with the soft embeddings.
-
-        Rows where `self_conditioning_mask` [B] is false get a zero signal.
-        """
+        """The denoiser's input [B, L, D]: canvas embeddings joined with the soft embeddings."""
         soft = None
         if self_conditioning_logits is not None:
             weight = self.model.decoder.embed_tokens.weight
             beliefs = torch.softmax(self_conditioning_logits, dim=-1, dtype=torch.float32)
             soft = torch.matmul(beliefs.to(weight.dtype), weight) * self._embed_scale()
-            if self_conditioning_mask is not None:
-                soft = soft * self_conditioning_mask.to(soft.dtype)[:, None, None]
         return self.model.decoder.self_conditioning.combine(self.embed(canvas), soft)
-
-    def joint(
-        self,
-        encode_ids: Tensor,
-        encode_real: Tensor,
-        canvas: Tensor,
-        canvas_start: Tensor | None = None,
-        self_conditioning_logits: Tensor | None = None,
-        self_conditioning_mask: Tensor | None = None,
-    ) -> JointOutput:
-        """Encode and denoise in one pass, for training; see `joint.joint_pass`.
-
-        `encode_ids` and `encode_real` are [B, T]; `canvas` [B * C, L] holds C canvases for each row
-        of the encode stream, one after the other; `canvas_start` [B * C] and the self-conditioning
-        arguments follow the canvases.
-        """
-        inputs = self.embed_canvas(canvas, self_conditioning_logits, self_conditioning_mask)
-        return joint_pass(self, encode_ids, encode_real, inputs, canvas_start)
 
     def tables(
         self, positions: Tensor, dtype: torch.dtype

@@ -3,34 +3,23 @@
 The one pass computes what the two passes do, in one large matrix product a layer instead of several
 smaller ones, and lets several noisy canvases share the encoding of their prompt. Attention is
 written out here rather than called: at the lengths a small model trains on, the fused CPU kernel's
-backward pass takes three times as long (docs/decisions/0005-joint-training-pass.md).
+backward pass takes longer (benchmarks/joint_attention.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from sfumato.config.model import LayerKind
+from sfumato.model.attention import Attention
+from sfumato.model.diffusion_gemma import DiffusionGemma
+from sfumato.model.layer import Layer
 from sfumato.model.masks import encode_mask
-
-if TYPE_CHECKING:
-    from sfumato.model.attention import Attention
-    from sfumato.model.diffusion_gemma import DiffusionGemma
-    from sfumato.model.layer import Layer
-
-
-@dataclass(frozen=True)
-class JointOutput:
-    """Canvas logits [B * C, L, V] (fp32, softcapped), encode stream's final states [B, T, D]."""
-
-    canvas_logits: Tensor
-    encoder_hidden: Tensor
 
 
 @dataclass(frozen=True)
@@ -43,20 +32,7 @@ class Plan:
     prefix: Tensor  # [B, 1, C, 1, T]
 
 
-LayerRun = Callable[["Layer", Tensor, tuple[Tensor, Tensor], Plan, Tensor], Tensor]
-
-
-def joint_pass(
-    net: DiffusionGemma,
-    encode_ids: Tensor,
-    encode_real: Tensor,
-    canvas_inputs: Tensor,
-    canvas_start: Tensor | None,
-) -> JointOutput:
-    """`joint_states` with the head on the canvases' states."""
-    length = canvas_inputs.shape[1]
-    encoded, refined = joint_states(net, encode_ids, encode_real, canvas_inputs, canvas_start)
-    return JointOutput(net.head(refined).reshape(-1, length, net.config.text.vocab_size), encoded)
+LayerRun = Callable[[Layer, Tensor, tuple[Tensor, Tensor], Plan, Tensor], Tensor]
 
 
 def joint_states(
@@ -90,7 +66,7 @@ def joint_states(
     tables = net.tables(everywhere, x.dtype)
     kinds: set[LayerKind] = {layer.kind for layer in text.layers}
     plans = {
-        kind: _plan(positions, starts, text.sliding_window if kind[0] == "s" else None)
+        kind: _plan(positions, starts, text.sliding_window if kind == "sliding_attention" else None)
         for kind in kinds
     }
     encoder_scalars = net.encoder_scalars

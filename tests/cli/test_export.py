@@ -85,5 +85,8 @@ def test_train_refuses_a_recipe_that_is_none(sfumato: Program, tmp_path: Path) -
     recipe.write_text("steps = [")
     sfumato.refuses("train", recipe, code=1)
     recipe.write_text("frobnicate = 1\n")
-    sfumato.refuses("train", recipe, code=1)
+    assert "run_dir is missing" in sfumato.refuses("train", recipe, code=1)
+    whole = Path(__file__).parents[2] / "recipes" / "tiny.toml"
+    recipe.write_text("frobnicate = 1\n" + whole.read_text())
+    assert "frobnicate" in sfumato.refuses("train", recipe, code=1)
     sfumato.refuses("train", code=2)

@@ -76,8 +76,10 @@ def test_a_terminal_that_is_not_ours_is_left_alone(
 def test_without_a_terminal_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     with Path(os.devnull).open(encoding="utf-8") as nothing:
         monkeypatch.setattr(sys, "stdin", nothing)
+        before = signal.getsignal(signal.SIGINT)
         with quiet_keyboard():
-            pass
+            assert not nothing.closed
+        assert signal.getsignal(signal.SIGINT) is before
 
 
 def interrupt() -> None:

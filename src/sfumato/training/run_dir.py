@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import torch
 
 from sfumato.errors import TrainingError
+from sfumato.weights.export import settle_folder
 
 LOG = "log.jsonl"
 KEPT = 2
@@ -33,17 +34,7 @@ def written_aside(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-    _settle_folder(path.parent)
-
-
-def _settle_folder(folder: Path) -> None:
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    settle_folder(path.parent)
 
 
 class RunDir:

@@ -167,7 +167,7 @@ def _publish(aside: Path, folder: Path) -> None:
     umask = os.umask(0)
     os.umask(umask)
     aside.chmod(0o777 & ~umask)
-    _settle_folder(aside)
+    settle_folder(aside)
     if not is_there(folder):
         aside.rename(folder)
     else:
@@ -179,10 +179,11 @@ def _publish(aside: Path, folder: Path) -> None:
             before.rename(folder)
             raise
         shutil.rmtree(before, ignore_errors=True)
-    _settle_folder(folder.parent)
+    settle_folder(folder.parent)
 
 
-def _settle_folder(folder: Path) -> None:
+def settle_folder(folder: Path) -> None:
+    """Make a rename inside `folder` survive a crash, where the system can."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)

@@ -19,11 +19,11 @@ from rich.table import Table
 from rich.text import Text
 
 from sfumato.cli.dialogue import Dialogue, figures_line
-from sfumato.cli.live.lines import printable
 from sfumato.cli.live.live_canvas import LiveCanvas
 from sfumato.cli.live.tokens import TokenizerText
 from sfumato.cli.live.views import GridView
 from sfumato.cli.options import DecodingOptions, ModelOptions
+from sfumato.cli.terminal import printable
 from sfumato.diffusion.events import StepEvent
 from sfumato.text.chat import Conversation
 

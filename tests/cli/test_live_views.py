@@ -10,7 +10,7 @@ from rich.style import Style
 from rich.text import Text
 
 from sfumato.cli.live.frame import Cell, Frame
-from sfumato.cli.live.lines import committed_runs, draft_run, fold, noise_run, printable
+from sfumato.cli.live.lines import committed_runs, draft_run, fold, noise_run
 from sfumato.cli.live.palette import ASCII, Glyphs, glyphs_for, make_palette
 from sfumato.cli.live.status import (
     beside,
@@ -26,6 +26,7 @@ from sfumato.cli.live.views import (
     find_puzzle,
     grid_is_solved,
 )
+from sfumato.cli.terminal import printable
 from tests.cli.checkpoints import PUZZLE, SOLUTION
 from tests.cli.fakes import cells, frame
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import sfumato as library
-from sfumato.cli.live.lines import printable
+from sfumato.cli.terminal import printable
 from tests.cli.checkpoints import PUZZLE
 
 terminal = pytest.importorskip("tests.e2e.terminal")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sfumato.cli.options import DecodingOptions, ModelOptions
-from sfumato.cli.terminal import can_animate, output_console, print_json
+from sfumato.cli.terminal import can_animate, output_console, print_json, say
 from sfumato.errors import InputError
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def ask(
     if output.as_json:
         print_json(_report(dialogue, decoding, reply))
     else:
-        print(reply.parsed.answer.strip("\n"))
+        say(reply.parsed.answer.strip("\n"))
 
 
 def prompt_text(words: list[str]) -> str:

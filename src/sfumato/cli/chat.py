@@ -11,7 +11,7 @@ import typer
 
 from sfumato.cli.failures import one_line
 from sfumato.cli.options import DecodingOptions, ModelOptions
-from sfumato.cli.terminal import can_animate, output_console
+from sfumato.cli.terminal import can_animate, output_console, say
 from sfumato.errors import InputError, SfumatoError
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def joined_lines(lines: Iterator[str]) -> Iterator[str]:
 def _talk(dialogue: Dialogue, state: ChatState, *, live: bool) -> None:
     """Read, answer, until the end of input. Ctrl-C drops the line or the answer under way."""
     _prepare_line_editing()
-    print(WELCOME.format(name=dialogue.name))
+    say(WELCOME.format(name=dialogue.name))
     while True:
         try:
             message = _read_message(state)
@@ -127,7 +127,7 @@ def _answer(dialogue: Dialogue, state: ChatState, message: str, *, live: bool) -
     if sys.stdout.isatty():
         show_reply(output_console(), reply, shown=canvas is not None)
     else:
-        print(reply.parsed.answer.strip("\n"), flush=True)
+        say(reply.parsed.answer.strip("\n"))
     state.take(conversation.reply(reply.parsed), pictures)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from sfumato.cli.options import DecodingOptions, Mode
-from sfumato.cli.terminal import print_pairs
+from sfumato.cli.terminal import print_pairs, say
 from sfumato.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ def _save(argument: str, state: ChatState, _dialogue: Dialogue) -> Outcome:
     except OSError as problem:
         aside.unlink(missing_ok=True)
         raise InputError(f"{path}: {problem.strerror or problem}") from None
-    print(f"saved {path}")
+    say(f"saved {path}")
     return Outcome()
 
 

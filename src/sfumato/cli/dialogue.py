@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sfumato.cli.checkpoint import display_name
 from sfumato.cli.options import DecodingOptions, ModelOptions, chosen_model
-from sfumato.cli.terminal import note, output_console
+from sfumato.cli.terminal import note, output_console, printable
 from sfumato.settings import Settings
 
 if TYPE_CHECKING:
@@ -211,8 +211,6 @@ class _Watch:
 def show_reply(console: Console, reply: Reply, *, shown: bool) -> None:
     """End an answer on a terminal with its figures; `shown` if the live canvas left its text."""
     from rich.text import Text
-
-    from sfumato.cli.live.lines import printable
 
     if not shown:
         console.print(Text(printable(reply.parsed.answer.strip("\n"))), soft_wrap=True)

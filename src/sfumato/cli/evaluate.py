@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sfumato.cli.failures import one_line
 from sfumato.cli.options import MODEL_HELP, DecodingOptions, ModelOptions
-from sfumato.cli.terminal import print_json
+from sfumato.cli.terminal import print_json, say
 from sfumato.errors import UsageError
 
 if TYPE_CHECKING:
@@ -216,8 +217,8 @@ def tell(progress: Progress) -> None:
     setting = f" ({progress.setting})" if progress.setting else ""
     share = 100 * progress.solved / max(1, progress.done)
     line = (
-        f"{progress.task}{setting}: {progress.done} of {progress.total}, {share:.1f} % right, "
-        f"{progress.seconds:.0f} s"
+        f"{one_line(progress.task)}{setting}: {progress.done} of {progress.total}, "
+        f"{share:.1f} % right, {progress.seconds:.0f} s"
     )
     print(f"{ERASE_LINE}{line}", end="", file=sys.stderr, flush=True)
 
@@ -240,7 +241,7 @@ def _publish(dialogue: Dialogue, report: Report, options: ReportOptions) -> None
     if options.as_json:
         print_json(as_json)
     else:
-        print(reports.text(report))
+        say(reports.text(report))
 
 
 def _numbers(option: str, text: str | None, kind: type[int] | type[float]) -> tuple[Any, ...]:

@@ -10,7 +10,7 @@ import typer
 
 from sfumato.cli.checkpoint import SMALL
 from sfumato.cli.options import chosen_model
-from sfumato.cli.terminal import note
+from sfumato.cli.terminal import note, say
 from sfumato.config.checkpoint_file import check_inside
 from sfumato.errors import CheckpointError, InputError
 
@@ -72,7 +72,7 @@ def export(
         max_shard_bytes=limit,
         overwrite=overwrite,
     )
-    print(written)
+    say(str(written))
 
 
 def _beside(source: Path) -> dict[str, Path]:

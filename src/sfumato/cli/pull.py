@@ -11,7 +11,7 @@ import typer
 from sfumato.cli.checkpoint import SMALL, fetch_config
 from sfumato.cli.fit import Fit, judge
 from sfumato.cli.machine import look_at_machine
-from sfumato.cli.terminal import note
+from sfumato.cli.terminal import note, say
 from sfumato.errors import HubError, UsageError
 from sfumato.settings import Settings
 
@@ -48,7 +48,7 @@ def pull(
             hint="--anyway fetches it nevertheless; `sfumato doctor` says what fits",
         )
     note(f"{repo}: {fit.reason}")
-    print(hub.pull(repo, revision, progress=sys.stderr.isatty()))
+    say(str(hub.pull(repo, revision, progress=sys.stderr.isatty())))
 
 
 def memory_fit(repo: str, revision: str | None) -> Fit:

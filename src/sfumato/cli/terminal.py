@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,10 +11,33 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
+# What moves the cursor or sets a terminal's modes, and what reorders or hides its neighbours
+# (Trojan Source, CVE-2021-42574).
+_STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_UNESCAPED = re.compile("[\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")  # by `json`
+
+
+def printable(text: str) -> str:
+    """`text` with tabs as spaces and no other control character but the newline.
+
+    What a model writes must not move the cursor or set the terminal's modes.
+    """
+    spaced = text.replace("\r\n", "\n").replace("\t", "    ")
+    return _STEERING.sub(lambda found: "\n" if found[0] == "\n" else "", spaced)
+
+
+def say(text: str) -> None:
+    """`text` and a newline on stdout: as it is through a pipe, harmless on a terminal.
+
+    For what a model or a file wrote, and so for every answer and table.
+    """
+    print(printable(text) if sys.stdout.isatty() else text, flush=True)
+
 
 def print_json(value: Any) -> None:
     """`value` as indented JSON on stdout; infinities and NaN, which JSON lacks, are errors."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    print(_UNESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 def note(text: str) -> None:
@@ -41,7 +65,7 @@ def print_pairs(pairs: Iterable[tuple[str, str]], indent: str = "") -> None:
     rows = list(pairs)
     width = max((len(name) for name, _ in rows), default=0)
     for name, value in rows:
-        print(f"{indent}{name:<{width}}  {value}".rstrip())
+        say(f"{indent}{name:<{width}}  {value}".rstrip())
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], right: str = "") -> None:
@@ -57,7 +81,7 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], right: str
             cell.rjust(width) if side == "r" else cell.ljust(width)
             for cell, width, side in zip(line, widths, sides, strict=True)
         ]
-        print("  ".join(cells).rstrip())
+        say("  ".join(cells).rstrip())
 
 
 def human_bytes(count: int) -> str:

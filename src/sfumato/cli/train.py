@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from sfumato.cli.failures import INTERRUPTED
-from sfumato.cli.terminal import print_json
+from sfumato.cli.terminal import print_json, say
 
 
 def train(
@@ -35,6 +35,6 @@ def train(
         report = dataclasses.asdict(outcome)
         print_json({**report, "export": str(outcome.export) if outcome.export else None})
     elif outcome.export is not None:
-        print(outcome.export)
+        say(str(outcome.export))
     if outcome.ended == "stopped":
         raise typer.Exit(INTERRUPTED)

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from sfumato.cli.live.frame import Cell
 from sfumato.cli.live.palette import Glyphs, Palette
+from sfumato.cli.terminal import printable
 
 Run = tuple[str, Style]
 
@@ -35,23 +36,6 @@ def fold(runs: Iterable[Run], width: int) -> list[Text]:
             begun, column = (index + 1, 0) if breaks else (index, size)
         lines[-1].append(text[begun:], style)
     return lines
-
-
-def printable(text: str) -> str:
-    """`text` with tabs as spaces and no other control character but the newline.
-
-    What a model writes must not move the cursor or set the terminal's modes.
-    """
-    spaced = text.replace("\r\n", "\n").replace("\t", "    ")
-    return "".join(c for c in spaced if c == "\n" or not _steers(c))
-
-
-def _steers(character: str) -> bool:
-    return character < " " or "\x7f" <= character <= "\x9f" or character in _TURN
-
-
-# Characters that reorder or hide their neighbours (Trojan Source, CVE-2021-42574).
-_TURN = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 def noise_run(cell: Cell, index: int, step: int, glyphs: Glyphs, palette: Palette) -> Run:

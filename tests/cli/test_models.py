@@ -9,13 +9,11 @@ from typing import Any
 
 import huggingface_hub
 import pytest
-from huggingface_hub import errors
 
-from sfumato.cli import checkpoint, machine, pull
+from sfumato.cli import machine, pull
 from sfumato.cli.doctor import RELEASED, RELEASED_NVFP4, onednn_bfloat16, what_fits
 from sfumato.cli.fit import Fit, judge, needed_bytes
 from sfumato.cli.machine import Machine, look_at_machine, usable_cores
-from sfumato.errors import HubError
 from sfumato.weights import hub
 from tests.cli.checkpoints import Program
 from tests.unit.test_weights_hub import REPO, put
@@ -50,6 +48,10 @@ def test_pull_refuses_before_it_asks_anybody(
     assert "in the package" in sfumato.refuses("pull", "small", code=2)
     assert "is a folder" in sfumato.refuses("pull", tiny, code=2)
     assert "HF_HUB_OFFLINE" in sfumato.refuses("pull", REPO, code=1)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    assert "no such folder" in sfumato.refuses("pull", "nothing", code=1)
+    assert "possible name" in sfumato.refuses("pull", "a/b c", code=2)
+    assert "cannot be a branch" in sfumato.refuses("pull", REPO, "--revision", "../x", code=2)
 
 
 def test_pull_holds_the_model_against_the_memory_first(
@@ -80,19 +82,11 @@ def test_pull_holds_the_model_against_the_memory_first(
     assert sfumato("pull", REPO, "--anyway").code == 0
 
 
-def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any, **__: Any) -> str:
-        raise errors.LocalEntryNotFoundError("no\nnetwork")
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
-    with pytest.raises(HubError, match="could not be fetched: no network"):
-        checkpoint.fetch_config(REPO)
-
-
 def test_show_asks_the_hub_for_the_configuration_alone(
     sfumato: Program, tiny: Path, hub_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(hub, "_hub_is_offline", lambda: False)
     monkeypatch.setattr(
         huggingface_hub, "hf_hub_download", lambda _repo, file, revision=None: str(tiny / file)
     )

@@ -212,7 +212,7 @@ def unreachable() -> Exception:
     return problem
 
 
-@pytest.mark.parametrize(
+PROBLEMS = pytest.mark.parametrize(
     ("problem", "words"),
     [
         (response_error(errors.RepositoryNotFoundError), "has no repository"),
@@ -224,8 +224,12 @@ def unreachable() -> Exception:
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/x"), "No space left on device"),
         (RuntimeError("xet broke"), "could not be fetched: xet broke"),
         (errors.HFValidationError("bad name"), "could not be fetched: bad name"),
+        (errors.LocalEntryNotFoundError("no\nnetwork"), "could not be fetched: no network"),
     ],
 )
+
+
+@PROBLEMS
 def test_what_goes_wrong_is_said_in_one_line(
     fake: Callable[..., FakeHub], problem: Exception, words: str
 ) -> None:
@@ -235,6 +239,49 @@ def test_what_goes_wrong_is_said_in_one_line(
         hub.pull(REPO, "main")
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@PROBLEMS
+def test_a_configuration_fails_in_the_same_words(
+    monkeypatch: pytest.MonkeyPatch, problem: Exception, words: str
+) -> None:
+    def refuse(*_: object, **__: object) -> str:
+        raise problem
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    with pytest.raises(HubError) as caught:
+        hub.fetch_config(REPO, "main")
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_configuration_is_fetched_alone(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str, str | None]] = []
+
+    def download(repo: str, file: str, revision: str | None = None) -> str:
+        asked.append((repo, file, revision))
+        return str(tmp_path / "fetched" / file)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    assert hub.fetch_config(REPO, "main") == tmp_path / "fetched"
+    assert asked == [(REPO, "config.json", "main")]
+    with pytest.raises(InputError, match="neither a folder nor a possible name"):
+        hub.fetch_config("a/b c")
+    with pytest.raises(InputError, match="cannot be a branch"):
+        hub.fetch_config(REPO, "../x")
+    assert len(asked) == 1
+
+    with pytest.raises(HubError, match="in the cache"):
+        hub.resolve_config(REPO)  # conftest sets HF_HUB_OFFLINE
+    monkeypatch.setattr(hub, "_hub_is_offline", lambda: False)
+    with pytest.raises(HubError, match="in the cache"):
+        hub.resolve_config(REPO, offline=True)
+    with pytest.raises(HubError, match="no such folder"):
+        hub.resolve_config(tmp_path / "nothing")
+    assert hub.resolve_config(REPO) == tmp_path / "fetched"
+    assert hub.resolve_config(put(cache).parent) == next(cache.glob("*/snapshots"))
 
 
 def test_the_hub_itself_is_never_asked_offline(cache: Path) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
-from sfumato.errors import HubError
 from sfumato.settings import Settings
 
 SMALL = "small"  # what the model of no name is called in reports
@@ -32,41 +30,7 @@ def config_folder(model: str | None) -> Path:
         return small_folder()
     from sfumato.weights import hub
 
-    try:
-        return hub.resolve(model, offline=True)
-    except HubError:
-        if Settings.from_environment().offline or not _may_be_repository(model):
-            raise
-    return fetch_config(model)
-
-
-def _may_be_repository(model: str) -> bool:
-    return model.count("/") == 1 and not model.startswith((".", "/", "~"))
-
-
-def fetch_config(repo: str, revision: str | None = None) -> Path:
-    """The folder with a hub repository's config.json, fetched now; nothing large is touched.
-
-    Raises HubError if the hub does not give it.
-    """
-    import huggingface_hub
-    from huggingface_hub import errors
-
-    # HfHubHTTPError's bases are the HTTP client's own error and OSError, which covers the disk.
-    caught: tuple[Any, ...] = (
-        *errors.HfHubHTTPError.__bases__,
-        errors.EntryNotFoundError,
-        ValueError,
-    )
-    try:
-        config = huggingface_hub.hf_hub_download(repo, "config.json", revision=revision)
-    except caught as problem:
-        reason = " ".join(str(problem).split())[:200] or type(problem).__name__
-        raise HubError(
-            f"config.json of {repo} could not be fetched: {reason}",
-            hint="check the name and the network; a private repository wants `hf auth login`",
-        ) from None
-    return Path(config).parent
+    return hub.resolve_config(model, offline=Settings.from_environment().offline)
 
 
 def weights_folder(model: str | None) -> Path:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sfumato.cli.checkpoint import SMALL, fetch_config
+from sfumato.cli.checkpoint import SMALL
 from sfumato.cli.fit import Fit, judge
 from sfumato.cli.machine import look_at_machine
 from sfumato.cli.terminal import note, say
@@ -53,10 +53,11 @@ def pull(
 
 def memory_fit(repo: str, revision: str | None) -> Fit:
     """Whether the repository's model fits in memory as stored, judged by its config.json alone."""
-    folder = fetch_config(repo, revision)
     from sfumato.config.parse import load_config
+    from sfumato.weights import hub
     from sfumato.weights.inventory import take_inventory
 
+    folder = hub.fetch_config(repo, revision)
     config = load_config(folder)
     inventory = take_inventory(config)
     wide = config.dtype == "float32"

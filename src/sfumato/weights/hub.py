@@ -87,6 +87,33 @@ def pull(repo: str, revision: str | None = None, *, progress: bool = True) -> Pa
         return Path(huggingface_hub.snapshot_download(repo, **wanted))
 
 
+def resolve_config(path_or_repo: str | Path, *, offline: bool = False) -> Path:
+    """A folder with the checkpoint's config.json; of a repository not in the cache, that alone.
+
+    Raises as `resolve` does.
+    """
+    try:
+        return resolve(path_or_repo, offline=True)
+    except HubError:
+        if offline or _hub_is_offline() or not _REPO.fullmatch(str(path_or_repo)):
+            raise
+    return fetch_config(str(path_or_repo))
+
+
+def fetch_config(repo: str, revision: str | None = None) -> Path:
+    """The folder with a repository's config.json, fetched now; nothing large is touched.
+
+    Raises HubError, or InputError for a name that cannot be one.
+    """
+    import huggingface_hub
+
+    repo = _checked_repo(repo)
+    _check_revision(revision)
+    with _hub_errors(repo, revision):
+        config = huggingface_hub.hf_hub_download(repo, "config.json", revision=revision)
+    return Path(config).parent
+
+
 def cached_models() -> list[CachedModel]:
     """The DiffusionGemma repositories in the cache, by name."""
     found = []

@@ -43,6 +43,10 @@ class CheckpointError(SfumatoError):
     """Weight files are damaged, incomplete, hostile, or do not match the configuration."""
 
 
+class QuantisationError(SfumatoError):
+    """Weights, codes or scales that a narrow number format cannot hold."""
+
+
 class HubError(SfumatoError):
     """A hub repository could not be found, reached, or used."""
 

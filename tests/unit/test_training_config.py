@@ -76,6 +76,7 @@ def test_mistakes_are_named(tmp_path: Path, changes: dict[str, Any], message: st
         ({"stream_width": 23}, r"family\[0\].stream_width is less than prompt_width"),
         ({"stream_width": 4090}, r"family\[0\].stream_width leaves no room"),
         ({"encoder_on": "prompt"}, r"family\[0\].encoder_on is 'prompt'"),
+        ({"leftover": True}, r"family\[0\].leftover needs fitting_only"),
         ({"weights": 2.0}, r"unknown field family\[0\].weights"),
     ],
 )

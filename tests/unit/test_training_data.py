@@ -84,7 +84,7 @@ def test_a_batch_is_a_function_of_seed_and_step(tmp_path: Path) -> None:
 
 
 def test_batch_tensors_are_what_they_say(tmp_path: Path) -> None:
-    made = data(tmp_path)
+    made = data(tmp_path, compile=True)
     batch = made.batch(0, 0)
     answers = {tuple(made.form.answer(text)) for _, text in EXAMPLES}
     prompts = {tuple(made.form.prompt(text)) for text, _ in EXAMPLES}
@@ -119,7 +119,7 @@ def test_loss_on_the_answer_alone(tmp_path: Path) -> None:
 
 
 def test_without_the_encoders_loss_there_is_no_answer_to_see(tmp_path: Path) -> None:
-    made = data(tmp_path, {"encoder_probability": 0.0}, {"encoder_probability": 0.5})
+    made = data(tmp_path, {"encoder_probability": 0.0}, {"encoder_probability": 0.5}, compile=True)
     batch = made.batch(0, 0)
     assert batch.places is None
     assert batch.encode_ids.shape == (4, 24)
@@ -165,6 +165,14 @@ def test_examples_that_do_not_fit_are_named_or_passed_over(tmp_path: Path) -> No
         data(tmp_path, {"prompt_width": 3, "fitting_only": True}).batch(0, 0)
 
 
+def test_a_family_of_leftovers_takes_what_the_earlier_ones_would_not(tmp_path: Path) -> None:
+    narrow = {"prompt_width": 12, "stream_width": 18, "fitting_only": True, "rows": 2}
+    made = data(tmp_path, narrow, {"fitting_only": True, "leftover": True, "rows": 1})
+    for step in range(4):
+        assert int(made.batch(step, 0).starts.max()) <= 12
+        assert int(made.batch(step, 1).starts.min()) > 12
+
+
 def test_families_of_one_source_draw_different_examples(tmp_path: Path) -> None:
     wide = {"source": "text", "prompt_width": 120, "stream_width": 200, "canvas_width": 84}
     model = recipe(tmp_path)["model"] | {"canvas_length": 84}
@@ -208,6 +216,12 @@ def test_collate_pads_to_the_family_widths(tmp_path: Path) -> None:
         source="text", rows=1, prompt_width=8, stream_width=16, canvas_width=5, canvases=1
     )
     piece = cut([2, 3, 4], [30, 31, 5], 12, random.Random(0))
+    made.config = dataclasses.replace(made.config, compile=True)
     batch = made.collate([piece], family, with_encoder=False)
     assert batch.encode_ids.tolist() == [[2, 3, 4, 0, 0, 0, 0, 0]]
+    assert batch.targets.tolist() == [[30, 31, 5, 1, 1]]
+    made.config = dataclasses.replace(made.config, compile=False)
+    batch = made.collate([piece], family, with_encoder=False)
+    assert batch.encode_ids.tolist() == [[2, 3, 4]], "uncompiled, nothing is padded further"
+    assert batch.prompt_width == 3
     assert batch.targets.tolist() == [[30, 31, 5, 1, 1]]

@@ -12,7 +12,7 @@ from torch.nn import functional
 from sfumato.model.diffusion_gemma import DiffusionGemma
 from sfumato.training.conditioning import SelfConditioning
 from sfumato.training.corruption import Supervision
-from sfumato.training.init import new_network, with_dense_experts
+from sfumato.training.init import new_network, with_experts
 from sfumato.training.losses import (
     IGNORED,
     Batch,
@@ -34,7 +34,7 @@ PASSES = Passes()
 def net() -> DiffusionGemma:
     net = DiffusionGemma(tiny_config(Shape(pattern="SFSF", window=6, canvas=L)))
     randomise(net, 3)
-    return with_dense_experts(net)
+    return with_experts(net, "dense")
 
 
 def seeded(seed: int = 0) -> torch.Generator:

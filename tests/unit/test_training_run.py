@@ -23,6 +23,7 @@ from sfumato.training.config import TrainConfig, parse_train_config
 from sfumato.training.progress import Meter, Progress, clock
 from sfumato.training.run_dir import RunDir, handled, written_aside
 from sfumato.training.trainer import Trainer, train
+from sfumato.weights.loader import load_network
 from tests.unit.training_runs import config, recipe, toml
 
 
@@ -94,12 +95,41 @@ torch.set_num_threads(1)
 from sfumato.training.trainer import Trainer
 from sfumato.training.__main__ import main
 plain = Trainer._micro_batch
-def slow(self, index, batch):
+def slow(self, index):
     time.sleep(0.15)
-    return plain(self, index, batch)
+    return plain(self, index)
 Trainer._micro_batch = slow
 main([sys.argv[1]])
 """
+
+
+def test_workers_change_no_bit(tmp_path: Path) -> None:
+    states = []
+    for name, workers in (("alone", 1), ("together", 2)):
+        folder = tmp_path / name
+        folder.mkdir()
+        tables = recipe(folder, workers=workers, threads=workers, experts="grouped", max_steps=4)
+        tables["family"] = [recipe(tmp_path)["family"][0] | {"rows": n} for n in (4, 3, 2)]
+        run = parse_train_config(tables)
+        train(run, progress=quiet())
+        states.append(final_state(run))
+    for state in states:
+        for name in ("workers", "threads"):
+            del state["config"][name]
+    assert_equal_bits(states[0], states[1])
+
+
+def test_a_run_starts_from_a_checkpoint_of_its_shape(tmp_path: Path) -> None:
+    first = train(config(tmp_path), progress=quiet())
+    assert first.export is not None
+    again = recipe(tmp_path, init_from=str(first.export), run_dir=str(tmp_path / "again"))
+    trainer = Trainer(parse_train_config(again), RunDir(tmp_path / "again"), quiet())
+    exported = load_network(first.export, torch.float32)[0].state_dict()
+    assert_equal_bits(dict(trainer.net.state_dict()), dict(exported))
+    assert trainer.step == 0
+    again["model"] = again["model"] | {"top_k_experts": 1}
+    with pytest.raises(TrainingError, match="another network than the recipe describes"):
+        Trainer(parse_train_config(again), RunDir(tmp_path / "again"), quiet())
 
 
 @pytest.mark.slow

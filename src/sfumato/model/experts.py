@@ -1,4 +1,4 @@
-"""The mixture of experts: a plain loop, and a dense form of the same sum."""
+"""The mixture of experts: a plain loop, and two other forms of the same sum."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from torch.nn import functional
 
 from sfumato.config.model import TextConfig
 from sfumato.model.mlp import gelu
+from sfumato.ops.grouped import grouped_linear, permute_rows
 
-ExpertsMode = Literal["loop", "dense"]
+ExpertsMode = Literal["loop", "dense", "grouped"]
 
 
 class Experts(nn.Module):
@@ -19,7 +20,8 @@ class Experts(nn.Module):
 
     `mode` "loop" gathers the rows of each expert in turn. "dense" computes every expert for every
     row and multiplies those not chosen by zero: the same sum but for rounding, without
-    data-dependent shapes, hence the form for small models and for compiled training.
+    data-dependent shapes, hence the form for small models. "grouped" sorts the rows by expert and
+    computes only what is chosen, in shapes that do not depend on the data: the form for training.
     """
 
     def __init__(self, config: TextConfig) -> None:
@@ -32,8 +34,9 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         """Mix [R, D] for rows `x` [R, D], `weights` fp32 [R, K] and expert numbers [R, K]."""
-        mix = self._dense if self.mode == "dense" else self._loop
-        return mix(x, weights, chosen)
+        forms = {"loop": self._loop, "dense": self._dense, "grouped": self._grouped}
+        mix: Tensor = forms[self.mode](x, weights, chosen)
+        return mix
 
     def _loop(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         # The weighted parts are summed in the order in which the router ranked the experts, not in
@@ -54,3 +57,17 @@ class Experts(nn.Module):
         active = gelu(gate) * up * share[:, :, None].to(both.dtype)
         down = self.down_proj.transpose(1, 2).reshape(experts * inner, hidden)
         return torch.matmul(active.flatten(1), down).to(x.dtype)
+
+    def _grouped(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+        numbers = chosen.flatten()
+        order = torch.argsort(numbers, stable=True)
+        inverse = torch.argsort(order)
+        ends = (numbers[:, None] == torch.arange(len(self.down_proj), device=x.device)).sum(0)
+        ends = ends.cumsum(0)
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        rows = permute_rows(x.to(dtype), order, inverse, chosen.shape[1])
+        gate, up = grouped_linear(rows, self.gate_up_proj.to(dtype), ends).chunk(2, dim=-1)
+        parts = grouped_linear(gelu(gate) * up, self.down_proj.to(dtype), ends)
+        parts = permute_rows(parts, inverse, order, 1).view(*chosen.shape, -1)
+        mix: Tensor = (parts * weights[:, :, None]).sum(1)
+        return mix.to(x.dtype)

@@ -18,7 +18,8 @@ class SelfConditioning:
 
     The logits are divided by a temperature uniform in [t_min, t_max], as decoding's schedule would
     have it at a random step. The share is met exactly in every micro-batch: canvases of a row are
-    exchangeable, so it is the first ones of each row, or the first rows where a row has too few.
+    exchangeable, so it is the first ones of each row, or the first rows where a row has too few;
+    where rows do not come out even, whether one more is taken is drawn so that the mean is right.
 
     With `rollout_steps` > 0 and probability `rollout_probability`, the first pass becomes 1 to
     `rollout_steps` denoising steps (sample, accept within `entropy_bound`, renoise): training then
@@ -32,12 +33,15 @@ class SelfConditioning:
     rollout_probability: float = 1.0
     entropy_bound: float = 0.1
 
-    def grid(self, rows: int, canvases: int) -> tuple[int, int]:
-        """(R, M): the first M canvases of the first R rows are self-conditioned."""
-        wanted = round(self.probability * rows * canvases)
-        if wanted % rows == 0:
-            return rows, wanted // rows
-        return max(1, round(self.probability * rows)), canvases
+    def grid(self, rows: int, canvases: int, generator: torch.Generator) -> tuple[int, int]:
+        """(R, M): the first M canvases of the first R rows are informed; (0, 0) for none."""
+        wanted = self.probability * rows
+        if (share := wanted * canvases / rows).is_integer():
+            return (rows, int(share)) if share else (0, 0)
+        chosen = int(wanted)
+        if chosen < wanted:
+            chosen += float(torch.rand((), generator=generator)) < wanted - chosen
+        return (chosen, canvases) if chosen else (0, 0)
 
     def beliefs(
         self,
@@ -52,8 +56,8 @@ class SelfConditioning:
         `noisy` itself comes back unless a rollout has moved some of its canvases on.
         """
         canvases = noisy.shape[0] // batch.rows
-        rows, chosen = self.grid(batch.rows, canvases)
-        if rows * chosen == 0 or self.probability == 0:
+        rows, chosen = self.grid(batch.rows, canvases, generator)
+        if rows == 0:
             return noisy, None
         view = noisy.view(batch.rows, canvases, -1)
         current = view[:rows, :chosen].flatten(0, 1)

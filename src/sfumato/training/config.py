@@ -97,7 +97,8 @@ class FamilyConfig:
     `source` is "sudoku", "text" or a .jsonl file of {"prompt", "answer"}. The tensors have fixed
     widths, so that a compiled step is compiled once: prompts are padded to `prompt_width`, prompt
     and clean answer together to `stream_width`, canvases cut to `canvas_width`. Examples that do
-    not fit are refused, or with `fitting_only` passed over.
+    not fit are refused, or with `fitting_only` passed over; with `leftover` those that an earlier
+    family of the source would take are passed over too.
     """
 
     source: str
@@ -108,6 +109,7 @@ class FamilyConfig:
     canvases: int = 1
     weight: float = 1.0
     fitting_only: bool = False
+    leftover: bool = False
     encoder_weight: float = 1.0  # 1.0: as published
     encoder_probability: float = 1.0  # share of the steps that carry the encoder's loss
     encoder_on: str = "all"  # or "answer": no loss on the prompt's own tokens
@@ -184,7 +186,10 @@ class TrainConfig:
     seed: int = 1
     max_minutes: float = 0.0  # 0: no limit; the limit stops the run, the schedule knows only steps
     threads: int = 0  # 0: torch's own choice
+    workers: int = 1  # families computed side by side, each on its share of the threads
     precision: str = "bfloat16"
+    experts: str = "dense"  # or "grouped": only the chosen ones, sorted
+    init_from: str = ""  # a checkpoint folder to start from; "": fresh weights from the seed
     compile: bool = True
     checkpoint_layers: bool = False
     log_every: int = 10
@@ -218,7 +223,10 @@ def parse_train_config(data: dict[str, Any], source: str = "train config") -> Tr
         seed=top.integer("seed", 1, low=0),
         max_minutes=_number(top, "max_minutes", 0.0),
         threads=top.integer("threads", 0, low=0, high=4096),
+        workers=top.integer("workers", 1, high=64),
         precision=_choice(top, "precision", PRECISIONS),
+        experts=_choice(top, "experts", ("dense", "grouped")),
+        init_from=top.string("init_from", ""),
         compile=top.boolean("compile", True),
         checkpoint_layers=top.boolean("checkpoint_layers", False),
         log_every=top.integer("log_every", 10),
@@ -233,6 +241,8 @@ def parse_train_config(data: dict[str, Any], source: str = "train config") -> Tr
         evaluation=_evaluation(top.child("evaluation", {})),
     )
     top.finish()
+    if config.compile and config.workers > 1:
+        raise top.error("workers", "must be 1 with compile = true: torch compiles in one thread")
     for index, family in enumerate(config.families):
         _check_family(top, index, family, config.model)
     return config
@@ -297,6 +307,7 @@ def _family(table: Fields) -> FamilyConfig:
         canvases=table.integer("canvases", 1, high=4096),
         weight=table.number("weight", 1.0),
         fitting_only=table.boolean("fitting_only", False),
+        leftover=table.boolean("leftover", False),
         encoder_weight=_number(table, "encoder_weight", 1.0),
         encoder_probability=_number(table, "encoder_probability", 1.0, most=1.0),
         encoder_on=_choice(table, "encoder_on", ("all", "answer")),
@@ -312,6 +323,8 @@ def _check_family(top: Fields, index: int, family: FamilyConfig, model: ModelSha
     known = family.source in ("sudoku", "text") or family.source.endswith(".jsonl")
     if not known:
         raise error("source", f'is {short(family.source)}, not "sudoku", "text" or a .jsonl file')
+    if family.leftover and not family.fitting_only:
+        raise error("leftover", "needs fitting_only")
     if family.canvas_width > model.canvas_length:
         raise error("canvas_width", f"is more than model.canvas_length, {model.canvas_length}")
     if family.stream_width < family.prompt_width:

@@ -27,7 +27,7 @@ from sfumato.training.losses import IGNORED, Batch
 SMALL_FOLDER = Path(__file__).parent.parent / "small"
 TURN_END = "<turn|>"
 _MARK = "sfumato-prompt-goes-here"
-_DRAWS = 4  # candidates a row for families that pass over what does not fit
+_DRAWS = 12  # candidates a row, at most, for families that pass over what does not fit
 _DIFFERENT = 1 << 20  # families of one source draw different examples
 
 
@@ -120,6 +120,8 @@ class Data:
     def _pieces(self, step: int, index: int, rng: random.Random) -> list[Piece]:
         family = self.config.families[index]
         count = family.rows * (_DRAWS if family.fitting_only else 1)
+        before = self.config.families[:index] if family.leftover else ()
+        earlier = [other for other in before if other.source == family.source]
         pieces: list[Piece] = []
         for example in self._examples(step, index, count):
             if len(pieces) == family.rows:
@@ -127,7 +129,8 @@ class Data:
             answer = self.form.answer(example.answer)
             piece = cut(self.form.prompt(example.prompt), answer, self.canvas_length, rng)
             if self._fits(piece, family):
-                pieces.append(piece)
+                if not any(self._fits(piece, other) for other in earlier):
+                    pieces.append(piece)
             elif not family.fitting_only:
                 raise TrainingError(
                     f"family {index} ({family.source}): an example of {len(piece.prefix)} prompt "
@@ -177,20 +180,27 @@ class Data:
         return chosen
 
     def collate(self, pieces: Sequence[Piece], family: FamilyConfig, with_encoder: bool) -> Batch:
-        """Tensors of the family's fixed widths; without the encoder's loss, prompts alone."""
-        width = family.stream_width if with_encoder else family.prompt_width
+        """Tensors of the family's widths; without the encoder's loss, prompts alone.
+
+        Uncompiled, a batch is no wider than its longest stream.
+        """
         streams = [
             [*piece.prefix, *piece.tokens] if with_encoder else list(piece.prefix)
             for piece in pieces
         ]
         lengths = torch.tensor([len(stream) for stream in streams])
+        width = family.stream_width if with_encoder else family.prompt_width
+        prompt_width = family.prompt_width
+        if not self.config.compile:
+            width = int(lengths.max())
+            prompt_width = max(len(piece.prefix) for piece in pieces)
         fill = family.canvas_width
         batch = Batch(
             encode_ids=_padded(streams, width, self.pad),
             encode_real=torch.arange(width) < lengths[:, None],
             starts=torch.tensor([len(piece.prefix) for piece in pieces]),
             targets=_padded([piece.tokens for piece in pieces], fill, self.eos),
-            prompt_width=family.prompt_width,
+            prompt_width=prompt_width,
         )
         if not with_encoder:
             return batch

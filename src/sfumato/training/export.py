@@ -11,7 +11,7 @@ from torch import Tensor
 from sfumato.config.generation import GenerationConfig
 from sfumato.model.diffusion_gemma import DiffusionGemma
 from sfumato.training.data import Data
-from sfumato.training.init import with_dense_experts
+from sfumato.training.init import with_experts
 from sfumato.weights.export import export
 
 _COPIED = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -48,4 +48,4 @@ def network_with(net: DiffusionGemma, weights: Mapping[str, Tensor]) -> Diffusio
     """A network of the shape of `net` that holds copies of `weights`, for evaluation."""
     copy = DiffusionGemma(net.config)
     copy.load_state_dict(dict(weights))
-    return with_dense_experts(copy).eval().requires_grad_(False)
+    return with_experts(copy, "dense").eval().requires_grad_(False)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import cast
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from sfumato.config.model import ModelConfig
+from sfumato.errors import TrainingError
 from sfumato.model.diffusion_gemma import DiffusionGemma
-from sfumato.model.layer import Layer
+from sfumato.model.experts import ExpertsMode
+from sfumato.weights.loader import load_network
 
 POST_NORM = 0.5
 _POST_NORMS = ("post_attention_layernorm.weight", "post_feedforward_layernorm.weight")
@@ -29,13 +31,25 @@ def new_network(config: ModelConfig, seed: int) -> DiffusionGemma:
     with torch.no_grad():
         for name, weight in net.named_parameters():
             _fill(name, weight, config.text.hidden_size, generator)
-    return with_dense_experts(net)
+    return with_experts(net, "dense")
 
 
-def with_dense_experts(net: DiffusionGemma) -> DiffusionGemma:
-    """`net` itself, its experts computed all at once: no shape then depends on the data."""
-    for layer in net.model.decoder.layers:
-        cast(Layer, layer).experts.mode = "dense"
+def start_from(net: DiffusionGemma, folder: str | Path) -> None:
+    """Give `net` the weights of the checkpoint in `folder`, which must have its shape."""
+    found, config = load_network(folder, torch.float32)
+    for name in ("text", "canvas_length", "vision"):
+        if getattr(config, name) != getattr(net.config, name):
+            raise TrainingError(
+                f"{folder}: another network than the recipe describes: its {name} differs",
+                hint="start from a checkpoint of the same shape, or describe that one",
+            )
+    net.load_state_dict(found.state_dict())
+
+
+def with_experts(net: DiffusionGemma, mode: ExpertsMode) -> DiffusionGemma:
+    """`net` itself, its experts computed in a form whose shapes do not depend on the data."""
+    for layer in net.layers:
+        layer.experts.mode = mode
     return net
 
 

@@ -19,15 +19,15 @@ _QUINTIC = (3.4445, -4.7750, 2.0315)
 MUON_RMS = 0.2
 
 
-def orthogonalise(matrices: Tensor, steps: int) -> Tensor:
-    """The nearly semi-orthogonal matrices nearest to `matrices` [n, R, C], in bf16 arithmetic.
+def orthogonalise(matrices: Tensor, steps: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """The nearly semi-orthogonal matrices nearest to `matrices` [n, R, C], computed in `dtype`.
 
     All singular values end near 1 (0.7 to 1.2 after five steps); the result is fp32.
     """
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.transpose(-2, -1) if tall else matrices
     norm = x.float().flatten(1).norm(dim=1).clamp(min=1e-12)[:, None, None]
-    x = (x / norm).to(torch.bfloat16)
+    x = (x / norm).to(dtype)
     a, b, c = _QUINTIC
     for _ in range(steps):
         gram = x @ x.transpose(-2, -1)
@@ -47,6 +47,7 @@ class Rates:
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.01
+    muon_dtype: torch.dtype = torch.bfloat16  # of its iteration; processors without it crawl
 
 
 def is_muon(name: str, parameter: Tensor) -> bool:
@@ -85,10 +86,15 @@ class Optimiser:
             torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
         return float(norm)
 
-    def zero_grad(self) -> None:
-        """Forget all gradients."""
-        for parameter in self.parameters:
+    def take(self, parts: Sequence[Sequence[Tensor | None]]) -> None:
+        """Make the sum of `parts` the gradient; each has a tensor or None for every parameter."""
+        for parameter, *own in zip(self.parameters, *parts, strict=True):
             parameter.grad = None
+            for gradient in own:
+                if gradient is not None:
+                    parameter.grad = (
+                        gradient if parameter.grad is None else parameter.grad + gradient
+                    )
 
     @torch.no_grad()
     def step(self, factor: float) -> None:
@@ -106,7 +112,7 @@ class Optimiser:
         ahead = torch._foreach_lerp(gradients, momenta, self.rates.momentum)
         rows, columns = weights[0].shape[-2:]
         stacked = torch.cat([update.view(-1, rows, columns) for update in ahead])
-        stacked = orthogonalise(stacked, self.rates.newton_schulz_steps)
+        stacked = orthogonalise(stacked, self.rates.newton_schulz_steps, self.rates.muon_dtype)
         counts = [weight.numel() // (rows * columns) for weight in weights]
         updates = [
             update.view(weight.shape)

@@ -12,6 +12,8 @@ import hashlib
 import math
 import signal
 import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -26,7 +28,7 @@ from sfumato.training.corruption import Supervision, UniformNoise
 from sfumato.training.data import Data
 from sfumato.training.evaluate import evaluate
 from sfumato.training.export import export_weights, network_with
-from sfumato.training.init import new_network
+from sfumato.training.init import new_network, start_from, with_experts
 from sfumato.training.losses import Batch, Passes, joint_losses
 from sfumato.training.optim import Average, Optimiser, Rates
 from sfumato.training.progress import Meter, Progress, clock
@@ -70,7 +72,10 @@ def train(
         )
     run.create()
     before = (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled())
+    deterministic: Any = torch.utils.deterministic
+    filling = deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
+    deterministic.fill_uninitialized_memory = False  # nothing here reads it unwritten
     if config.threads:
         torch.set_num_threads(config.threads)
     try:
@@ -81,6 +86,7 @@ def train(
     finally:
         torch.set_num_threads(before[0])
         torch.use_deterministic_algorithms(before[1])
+        deterministic.fill_uninitialized_memory = filling
 
 
 class Trainer:
@@ -94,6 +100,9 @@ class Trainer:
         self.seconds = 0.0  # spent training, over all resumed parts
         model = config.model.build()
         self.net = new_network(model, config.seed)
+        if config.init_from:
+            start_from(self.net, config.init_from)
+        with_experts(self.net, cast(Any, config.experts))
         self.net.checkpoint_layers = config.checkpoint_layers
         self.data = Data(config, model, run.path)
         self.strategies = Strategies.of(config)
@@ -104,6 +113,7 @@ class Trainer:
         decay = config.optimiser.ema_decay
         self.average = Average(self.net.state_dict(), decay) if decay else None
         self._stop = False
+        self._pool: ThreadPoolExecutor | None = None
 
     @property
     def weights(self) -> dict[str, Tensor]:
@@ -180,14 +190,16 @@ class Trainer:
 
     def train_step(self) -> tuple[dict[str, float], int, int]:
         """One optimiser step: its losses by name, and how many canvases and tokens it saw."""
+        families = self.config.families
+        parts = list(self._side_by_side(self._micro_batch, range(len(families))))
         losses: dict[str, float] = {}
         canvases = tokens = 0
-        self.optimiser.zero_grad()
-        for index, family in enumerate(self.config.families):
-            batch = self.data.batch(self.step, index)
-            losses |= self._micro_batch(index, batch)
-            canvases += batch.rows * family.canvases
-            tokens += batch.encode_ids.numel() + family.canvases * batch.targets.numel()
+        for family, part in zip(families, parts, strict=True):
+            losses |= part.losses
+            canvases += part.batch.rows * family.canvases
+            tokens += part.batch.encode_ids.numel() + family.canvases * part.batch.targets.numel()
+        # In the order of the families, whichever was done first: sums of floats keep their bits.
+        self.optimiser.take([part.gradients for part in parts])
         norm = self.optimiser.clip(self.config.optimiser.clip)
         self._check_finite("the gradient", norm)
         self.optimiser.step(self.strategies.schedule.at(self.step))
@@ -196,9 +208,23 @@ class Trainer:
             self.average.update(self.net.state_dict(), self.step)
         return {**losses, "gradient": norm}, canvases, tokens
 
-    def _micro_batch(self, index: int, batch: Batch) -> dict[str, float]:
-        """Forward and backward of one family; the gradient is added to what is there."""
+    def _side_by_side(
+        self, work: Callable[[int], MicroBatch], numbers: Sequence[int]
+    ) -> Iterable[MicroBatch]:
+        """`work` for each number, on the recipe's workers; results come in order."""
+        if self.config.workers == 1:
+            return map(work, numbers)
+        if self._pool is None:
+            share = max(1, torch.get_num_threads() // self.config.workers)
+            self._pool = ThreadPoolExecutor(
+                self.config.workers, initializer=torch.set_num_threads, initargs=(share,)
+            )
+        return self._pool.map(work, numbers)
+
+    def _micro_batch(self, index: int) -> MicroBatch:
+        """Forward and backward of one family at this step."""
         family, parts = self.config.families[index], self.strategies
+        batch = self.data.batch(self.step, index)
         generator = generator_for(self.config.seed, self.step, index)
         clean = batch.targets.repeat_interleave(family.canvases, 0)
         levels = parts.noise.levels(len(clean), generator)
@@ -212,11 +238,13 @@ class Trainer:
             total = total + family.encoder_weight * found.encoder
         name = f"{index}.{Path(family.source).stem}"
         self._check_finite(f"the loss of family {name}", total.item())
-        (total * family.weight).backward()  # type: ignore[no-untyped-call]
+        gradients = torch.autograd.grad(
+            total * family.weight, self.optimiser.parameters, allow_unused=True
+        )
         losses = {f"{name}.diffusion": found.diffusion.item()}
         if found.encoder is not None:
             losses[f"{name}.encoder"] = found.encoder.item()
-        return losses
+        return MicroBatch(batch, losses, gradients)
 
     def _check_finite(self, what: str, value: float) -> None:
         if not math.isfinite(value):
@@ -266,6 +294,15 @@ class Trainer:
 
 
 @dataclass(frozen=True)
+class MicroBatch:
+    """What one family adds to a step. `gradients` in the order of the optimiser's parameters."""
+
+    batch: Batch
+    losses: dict[str, float]
+    gradients: Sequence[Tensor | None]
+
+
+@dataclass(frozen=True)
 class Strategies:
     """The frozen parts a run is made of."""
 
@@ -299,6 +336,7 @@ class Strategies:
                 (optimiser.beta1, optimiser.beta2),
                 optimiser.eps,
                 optimiser.weight_decay,
+                torch.bfloat16 if config.precision == "bfloat16" else torch.float32,
             ),
             Passes.of(compiled=config.compile, bfloat16=config.precision == "bfloat16"),
         )

@@ -1,0 +1,1 @@
+"""Operations: contract, plain reference, and in time the kernels that serve them."""

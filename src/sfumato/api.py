@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -36,6 +37,9 @@ SMALL_FOLDER = Path(__file__).parent / "small"
 # Up to this many expert columns in all (E * F), one wide product over every expert is cheaper than
 # finding out which rows belong to which expert.
 DENSE_EXPERTS_WIDTH = 1024
+# Logits of a step that `answer` holds at once, over all its rows, 33 MB in fp32: 48 rows of the
+# small model, one of the released one.
+ANSWER_LOGITS = 1 << 23
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Model:
     network: DiffusionGemma
     generation_config: GenerationConfig
     folder: Path | None = None
-    revision: str | None = None
+    revision: str | None = None  # the commit, for a hub repository
 
     @property
     def config(self) -> ModelConfig:
@@ -210,17 +214,23 @@ class Model:
         if not prompts:
             return []
         rows = [self.chat.render([Message("user", prompt)]) for prompt in prompts]
-        ids, mask = self.pad(rows)
-        out = self.generate(
-            ids,
-            [seed] * len(rows),
-            max_new_tokens,
-            generation,
-            mode=mode,
-            attention_mask=None if bool(mask.all()) else mask,
-        )
-        assert out.text is not None
-        return out.text
+        cells = self.config.canvas_length * self.config.text.vocab_size
+        together = max(1, ANSWER_LOGITS // cells)
+        answers: list[str] = []
+        for start in range(0, len(rows), together):
+            group = rows[start : start + together]
+            ids, mask = self.pad(group)
+            out = self.generate(
+                ids,
+                [seed] * len(group),
+                max_new_tokens,
+                generation,
+                mode=mode,
+                attention_mask=None if bool(mask.all()) else mask,
+            )
+            assert out.text is not None
+            answers += out.text
+        return answers
 
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Ids and mask [B, T] of rows of unequal length, padded on the left."""
@@ -325,23 +335,35 @@ def load(
     path_or_repo: str | Path | None = None,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str = "cpu",
+    *,
+    revision: str | None = None,
 ) -> Model:
     """Load a checkpoint: a folder, a hub repository, or with no name the small model inside.
 
     `dtype` is "float32", "bfloat16" or "float16"; by default the checkpoint's own, and float32 for
-    the small model, whose arithmetic is too small for bfloat16 to pay. Raises HubError,
+    the small model, whose arithmetic is too small for bfloat16 to pay. `revision` is a repository's
+    branch, tag or commit. Raises HubError,
     ConfigError, CheckpointError, or InputError for a dtype or device that cannot be.
     """
     from sfumato.weights.hub import resolve
     from sfumato.weights.loader import load_network
 
     small = path_or_repo is None
+    if small and revision is not None:
+        raise InputError("the small model has no revisions", hint="name a hub repository")
     if small and dtype is None:
         dtype = "float32"
-    folder = SMALL_FOLDER if path_or_repo is None else resolve(path_or_repo)
+    folder = SMALL_FOLDER if path_or_repo is None else resolve(path_or_repo, revision)
     network, config = load_network(folder, dtype, device)
     text = config.text
     if small and text.num_experts * text.moe_intermediate_size <= DENSE_EXPERTS_WIDTH:
         for layer in network.layers:
             layer.experts.mode = "dense"
-    return Model(network, load_generation_config(folder, text), folder)
+    return Model(network, load_generation_config(folder, text), folder, _commit_of(folder))
+
+
+def _commit_of(folder: Path) -> str | None:
+    """The commit that a folder of the hub's cache holds: its name there."""
+    name = folder.name
+    in_cache = folder.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", name)
+    return name if in_cache else None

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 import sfumato
-from sfumato.api import Model
+from sfumato.api import SMALL_FOLDER, Model
 from sfumato.config.generation import GenerationConfig
 from sfumato.diffusion.events import CommitEvent, StepEvent
 from sfumato.errors import CheckpointError, ContextLengthError, InputError
@@ -247,3 +249,42 @@ def test_a_selected_cache_is_the_rows_own(model: Model) -> None:
     assert (part.batch_size, cache.batch_size) == (2, 3)
     expected = model.denoise(canvas, cache)[rows]
     torch.testing.assert_close(model.denoise(canvas[rows], part), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_many_prompts_are_answered_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = sfumato.load()
+    quick = small.generation_config.replace(max_denoising_steps=2)
+    prompts = ["7 days to weeks", "Date: May 3, 2021", "In words: 41"]
+    alone = [small.answer(prompt, seed=3, generation=quick) for prompt in prompts]
+    widths: list[int] = []
+    generate = Model.generate
+
+    def counted(self: Model, ids: torch.Tensor, *rest: Any, **named: Any) -> Any:
+        widths.append(ids.shape[0])
+        return generate(self, ids, *rest, **named)
+
+    monkeypatch.setattr(Model, "generate", counted)
+    monkeypatch.setattr("sfumato.api.ANSWER_LOGITS", 1)
+    assert small.answer(prompts, seed=3, generation=quick) == alone
+    monkeypatch.setattr("sfumato.api.ANSWER_LOGITS", 2 * 84 * 2048)
+    assert len(small.answer(prompts, seed=3, generation=quick)) == 3
+    assert widths == [1, 1, 1, 2, 1]
+
+
+def test_a_model_knows_which_commit_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    folder = tmp_path / "snapshots" / commit
+    shutil.copytree(SMALL_FOLDER, folder)
+    asked: list[tuple[Any, Any]] = []
+
+    def resolve(name: Any, revision: Any = None) -> Path:
+        asked.append((name, revision))
+        return folder
+
+    monkeypatch.setattr("sfumato.weights.hub.resolve", resolve)
+    assert sfumato.load("someone/model", revision="main").revision == commit
+    assert asked == [("someone/model", "main")]
+    monkeypatch.undo()
+    assert sfumato.load(SMALL_FOLDER).revision is None
+    with pytest.raises(InputError, match="no revisions"):
+        sfumato.load(revision="main")

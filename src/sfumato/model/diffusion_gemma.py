@@ -75,6 +75,12 @@ class Body(nn.Module):
         self.encoder = Encoder(config)
 
 
+# Cells of one pass's attention mask, rows x new positions x all positions. Longer prompts are
+# encoded in several passes: memory grows with their length and not with its square. Up to 8,192
+# positions a single prompt is one pass, and has the reference's bits.
+ENCODE_CELLS = 1 << 26
+
+
 class DiffusionGemma(nn.Module):
     """The network. Shapes: B rows, T tokens, L canvas positions, D hidden, V vocabulary."""
 
@@ -82,6 +88,7 @@ class DiffusionGemma(nn.Module):
         super().__init__()
         self.config = config
         self.checkpoint_layers = False  # training: recompute layers instead of storing them
+        self.encode_cells = ENCODE_CELLS
         self.model = Body(config)
 
     @property
@@ -166,8 +173,51 @@ class DiffusionGemma(nn.Module):
         cache = self.new_cache() if cache is None else cache
         real = torch.ones_like(input_ids, dtype=torch.bool)
         real = real if attention_mask is None else attention_mask.bool()
+        images = torch.zeros_like(real)
+        if soft_tokens is not None:
+            images = self._image_places(input_ids, soft_tokens)
+        numbers = images.flatten().cumsum(0).view_as(images) - 1  # of the soft tokens, row by row
+        hidden, start = [], 0
+        for end in self._cuts(images, cache.length):
+            part = slice(start, end)
+            soft = None
+            if soft_tokens is not None:
+                soft = soft_tokens[numbers[:, part][images[:, part]]]
+            hidden.append(self._encode_pass(input_ids[:, part], real[:, part], cache, soft))
+            start = end
+        return hidden[0] if len(hidden) == 1 else torch.cat(hidden, dim=1), cache
+
+    def _cuts(self, images: Tensor, held: int) -> list[int]:
+        """Where passes over new positions end, the last one included; no image is cut in two.
+
+        `images` [B, T] is true on image tokens, `held` positions are cached already. A pass's mask
+        holds its positions times all before them, which is what bounds its length.
+        """
+        total = images.shape[1]
+        length = max(1, self.encode_cells // (images.shape[0] * (held + total)))
+        if length >= total:
+            return [total]
+        inside = (images[:, 1:] & images[:, :-1]).any(0).tolist()  # cutting before place i + 1
+        cuts, end = [], 0
+        while end < total:
+            start, end = end, min(end + length, total)
+            while start + 1 < end < total and inside[end - 1]:
+                end -= 1
+            while end < total and inside[end - 1]:  # an image longer than a pass stays whole
+                end += 1
+            cuts.append(end)
+        return cuts
+
+    def _encode_pass(
+        self, input_ids: Tensor, real: Tensor, cache: KVCache, soft_tokens: Tensor | None
+    ) -> Tensor:
+        """The final hidden states [B, S, D] of `input_ids` [B, S], which join `cache`."""
         positions = cache.place(real)
-        x = self._place_soft_tokens(self.embed(input_ids), input_ids, soft_tokens)
+        x = self.embed(input_ids)
+        if soft_tokens is not None:
+            image_id = self.config.image_token_id
+            places = torch.eq(input_ids, -1 if image_id is None else image_id)
+            x = x.masked_scatter(places[..., None], soft_tokens.to(x.dtype))
         bidirectional = self.config.text.bidirectional_images and soft_tokens is not None
         groups = image_groups(input_ids, self.config.image_token_id) if bidirectional else None
         tables = self.tables(positions.clamp(min=0), x.dtype)
@@ -186,7 +236,8 @@ class DiffusionGemma(nn.Module):
             all_keys.append(keys)
             all_values.append(values)
         cache.append(all_keys, all_values, positions)
-        return self.model.decoder.norm(x), cache
+        final: Tensor = self.model.decoder.norm(x)
+        return final
 
     def denoise(
         self, canvas: Tensor, cache: KVCache, self_conditioning_logits: Tensor | None = None
@@ -239,11 +290,8 @@ class DiffusionGemma(nn.Module):
             for kind, dim in dims.items()
         }
 
-    def _place_soft_tokens(
-        self, x: Tensor, input_ids: Tensor, soft_tokens: Tensor | None
-    ) -> Tensor:
-        if soft_tokens is None:
-            return x
+    def _image_places(self, input_ids: Tensor, soft_tokens: Tensor) -> Tensor:
+        """Where the image tokens are [B, T]. InputError unless there is one for each soft token."""
         image_id = self.config.image_token_id
         places = torch.eq(input_ids, -1 if image_id is None else image_id)
         count = int(places.sum())
@@ -252,4 +300,4 @@ class DiffusionGemma(nn.Module):
                 f"the prompt has {count} image tokens but the images make {soft_tokens.shape[0]}",
                 hint="write one image token for each soft token of each image, in order",
             )
-        return x.masked_scatter(places[..., None], soft_tokens.to(x.dtype))
+        return places

@@ -279,10 +279,10 @@ def test_files_that_are_not_there_or_not_files(tmp_path: Path) -> None:
         load_config(tmp_path)
 
 
-def test_modelopt_checkpoints_are_named(tmp_path: Path) -> None:
+def test_checkpoints_quantised_otherwise_are_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config_fields()))
-    (tmp_path / "hf_quant_config.json").write_text('{"quantization": {"quant_algo": "NVFP4"}}')
-    with pytest.raises(ConfigError, match=r"not supported yet \(format ModelOpt 'NVFP4'\)"):
+    (tmp_path / "hf_quant_config.json").write_text('{"quantization": {"quant_algo": "FP8"}}')
+    with pytest.raises(ConfigError, match=r"not supported yet \(format 'FP8'\)"):
         load_config(tmp_path)
 
 

@@ -158,7 +158,8 @@ def test_what_nvfp4_holds_comes_back_to_the_bit(
 def modelopt(weight: Tensor) -> tuple[list[list[int]], list[list[int]], float]:
     """ModelOpt's rule, value by value, with fp32 arithmetic: codes, scale bytes, tensor scale."""
     tensor_scale = weight.abs().max() / torch.tensor(6.0 * 448.0)
-    codes, scales = [], []
+    codes: list[list[int]] = []
+    scales: list[list[int]] = []
     for row in weight:
         codes.append([])
         scales.append([])

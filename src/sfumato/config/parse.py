@@ -2,7 +2,8 @@
 
 Both spellings of the full-attention layers are read: `per_layer_config` (what transformers 5.23
 saves) and `global_head_dim` with `num_global_key_value_heads` (older files). What the model cannot
-compute as written is refused by name; so is every field nobody here has heard of.
+compute as written is refused by name; so is every field nobody here has heard of. How the tensors
+are stored (NVFP4) is `quantisation`'s to read.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from sfumato.config.checkpoint_file import is_there
 from sfumato.config.fields import Fields, short
 from sfumato.config.json_file import read_json
 from sfumato.config.layers import ACTIVATION, MAX_HEAD_DIM, MAX_HEADS, parse_layers
 from sfumato.config.model import LayerKind, ModelConfig, RopeConfig, TextConfig, VisionConfig
+from sfumato.config.quantisation import FIELD, load_quantisation, parse_quantisation, unsupported
 from sfumato.errors import ConfigError
 
 Dtype = Literal["bfloat16", "float32", "float16"]
@@ -64,7 +65,7 @@ _TOP_HARMLESS = (
 )
 _TEXT_HARMLESS = ("vocab_size_per_layer_input", "use_double_wide_mlp")
 _VISION_HARMLESS = ("default_output_length", "global_head_dim", "max_position_embeddings")
-_QUANTISED = ("quantization_config", "compression_config", "quantization")
+_QUANTISED = (FIELD, "compression_config", "quantization")
 _DEFAULT_ROPE = {
     "sliding_attention": RopeConfig(theta=1e4),
     "full_attention": RopeConfig(theta=1e6, partial_rotary_factor=0.25, kind="proportional"),
@@ -74,16 +75,13 @@ _DEFAULT_ROPE = {
 def load_config(folder: str | Path) -> ModelConfig:
     """The configuration of the checkpoint in `folder`.
 
-    Raises ConfigError: config.json is missing, damaged, contradictory, quantised or unsupported.
+    How its tensors are stored is not part of it: `load_quantisation` says that, and is checked
+    here. Raises ConfigError: config.json is missing, damaged, contradictory or unsupported.
     """
-    folder = Path(folder)
-    path = folder / "config.json"
-    quantised = folder / "hf_quant_config.json"
-    if is_there(quantised):
-        fields = read_json(quantised).get("quantization")
-        kind = fields.get("quant_algo") if isinstance(fields, dict) else None
-        raise _not_yet(str(quantised), f"ModelOpt {short(kind)}")
-    return parse_config(read_json(path), source=str(path))
+    path = Path(folder) / "config.json"
+    config = parse_config(read_json(path), source=str(path))
+    load_quantisation(folder)
+    return config
 
 
 def parse_config(data: Mapping[str, Any], source: str = "config.json") -> ModelConfig:
@@ -94,6 +92,8 @@ def parse_config(data: Mapping[str, Any], source: str = "config.json") -> ModelC
             f"{source}: model_type is {short(kind)}, not 'diffusion_gemma'",
             hint="sfumato runs DiffusionGemma checkpoints only",
         )
+    if top.has(FIELD):
+        parse_quantisation(top.take(FIELD), source)
     _refuse_quantised(top)
     architectures = top.take("architectures", ["DiffusionGemmaForBlockDiffusion"])
     if architectures != ["DiffusionGemmaForBlockDiffusion"]:
@@ -299,12 +299,5 @@ def _refuse_quantised(fields: Fields) -> None:
             if isinstance(found, dict):
                 keys = ("format", "quant_algo", "quant_method", "mode")
                 kind = next((found[key] for key in keys if found.get(key)), None)
-            raise _not_yet(f"{fields.source}: {fields.path(name)}", short(kind))
+            raise unsupported(f"{fields.source}: {fields.path(name)}", short(kind))
         fields.ignore((name,))
-
-
-def _not_yet(where: str, kind: str) -> ConfigError:
-    return ConfigError(
-        f"{where}: quantised checkpoints are not supported yet (format {kind})",
-        hint="use the BF16 checkpoint",
-    )

@@ -12,10 +12,12 @@ from torch.overrides import TorchFunctionMode
 
 from sfumato.config.model import ModelConfig
 from sfumato.config.parse import load_config
+from sfumato.config.quantisation import Quantisation, load_quantisation
 from sfumato.errors import CheckpointError, InputError
 from sfumato.model.diffusion_gemma import DiffusionGemma
 from sfumato.weights.files import WeightFiles
 from sfumato.weights.names import assign_names
+from sfumato.weights.pieces import Piece, assign_pieces, read_pieces
 
 DTYPES = {
     "float32": torch.float32,
@@ -32,9 +34,9 @@ def load_network(
     """The network in `folder`, in evaluation mode, and its configuration.
 
     `dtype` is float32, bfloat16 or float16, by default the one config.json names. Tensors already
-    of that dtype stay in the files' pages on the CPU; others are converted one at a time, so the
-    peak is the size of the result. Raises ConfigError, CheckpointError, or InputError for a dtype
-    or device that cannot be.
+    of that dtype stay in the files' pages on the CPU; others are converted, and NVFP4 decoded,
+    one at a time, so the peak is the size of the result. Raises ConfigError, CheckpointError, or
+    InputError for a dtype or device that cannot be.
     """
     config = load_config(folder)
     wanted = _dtype(dtype, config)
@@ -42,11 +44,16 @@ def load_network(
     files = WeightFiles(folder)
     network = build_on_meta(config)
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    sources = assign_names(files.entries, expected, files.tensor, str(folder))
+    quantisation = load_quantisation(folder)
+    pieces = find_pieces(files, expected, quantisation)
+    divides = quantisation is not None and quantisation.dialect == "compressed-tensors"
     tensors: dict[str, Tensor] = {}
     try:
-        for name, source in sources.items():
-            tensors[name] = files.tensor(source).to(device=target, dtype=wanted)
+        for name, shape in expected.items():
+            tensor = read_pieces(
+                pieces[name], shape, wanted, files.tensor, str(folder), reciprocal=divides
+            )
+            tensors[name] = tensor.to(target)
     except (MemoryError, RuntimeError) as problem:  # torch says RuntimeError when memory is out
         reason = (str(problem).splitlines() or ["out of memory"])[0][:200]
         name = next(name for name, known in DTYPES.items() if known == wanted)
@@ -56,6 +63,17 @@ def load_network(
         ) from None
     network.load_state_dict(tensors, strict=True, assign=True)
     return network.eval(), config
+
+
+def find_pieces(
+    files: WeightFiles, expected: Mapping[str, tuple[int, ...]], quantisation: Quantisation | None
+) -> dict[str, tuple[Piece, ...]]:
+    """What in `files` makes up each tensor of the network. Raises CheckpointError."""
+    where = str(files.folder)
+    if quantisation is not None:
+        return assign_pieces(files.entries, expected, files.tensor, where, quantisation)
+    names = assign_names(files.entries, expected, files.tensor, where)
+    return {target: (Piece(source),) for target, source in names.items()}
 
 
 def build_on_meta(config: ModelConfig) -> DiffusionGemma:

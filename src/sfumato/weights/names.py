@@ -42,7 +42,7 @@ def canonical(name: str) -> str:
 
 
 @dataclass
-class _Findings:
+class Findings:
     """What is wrong, by kind, each kind in the words of the report."""
 
     missing: list[str] = field(default_factory=list)
@@ -50,16 +50,26 @@ class _Findings:
     misshapen: list[str] = field(default_factory=list)
     mistyped: list[str] = field(default_factory=list)
     duplicated: list[str] = field(default_factory=list)
+    contradicted: list[str] = field(default_factory=list)
 
     def report(self) -> str:
+        """The first few of each kind in one line, "" if nothing is wrong."""
         kinds = {
             "missing": self.missing,
             "not part of the model": self.extra,
             "of the wrong shape": self.misshapen,
             "of an unsupported dtype": self.mistyped,
             "there twice and different": self.duplicated,
+            "in NVFP4, though the configuration keeps them": self.contradicted,
         }
         return "; ".join(_count(words, found) for words, found in kinds.items() if found)
+
+    def complain(self, where: str) -> None:
+        """Raise the CheckpointError that says all of it, if anything is wrong."""
+        if problems := self.report():
+            raise CheckpointError(
+                f"{where}: the weights do not fit config.json: {problems}", hint=_hint(self)
+            )
 
 
 def assign_names(
@@ -75,21 +85,24 @@ def assign_names(
     missing, unknown, misshapen, of a dtype other than F32, BF16 and F16, or there under two tied
     names with different content.
     """
-    found: dict[str, list[str]] = {}
-    findings = _Findings()
-    for name, entry in entries.items():
-        target = canonical(name)
-        if target not in expected:
-            findings.extra.append(short(name))
-            continue
-        found.setdefault(target, []).append(name)
-        if entry.shape != expected[target]:
-            findings.misshapen.append(
-                f"{name} is {list(entry.shape)}, should be {list(expected[target])}"
-            )
-        if entry.dtype not in LOADABLE:
-            findings.mistyped.append(f"{name} is {entry.dtype}")
+    findings = Findings()
+    found = by_canonical_name(entries, read, findings)
+    findings.extra = [short(one) for name in found if name not in expected for one in found[name]]
+    for target, shape in expected.items():
+        for name in found.get(target, ()):
+            check_plain(entries[name], shape, findings)
     findings.missing = [name for name in expected if name not in found]
+    findings.complain(where)
+    return {target: names[0] for target, names in found.items()}
+
+
+def by_canonical_name(
+    entries: Mapping[str, TensorEntry], read: Callable[[str], Tensor], findings: Findings
+) -> dict[str, list[str]]:
+    """The files' names of each canonical name, the network's own first; copies must be equal."""
+    found: dict[str, list[str]] = {}
+    for name in entries:
+        found.setdefault(canonical(name), []).append(name)
     for target, names in found.items():
         if target in names:  # the copy under the network's own name comes first
             names.sort()
@@ -99,11 +112,15 @@ def assign_names(
             for other in names[1:]
             if not _same(entries[names[0]], entries[other], read)
         ]
-    if problems := findings.report():
-        raise CheckpointError(
-            f"{where}: the weights do not fit config.json: {problems}", hint=_hint(findings)
-        )
-    return {target: names[0] for target, names in found.items()}
+    return found
+
+
+def check_plain(entry: TensorEntry, shape: tuple[int, ...], findings: Findings) -> None:
+    """Note what is wrong with a tensor that is to be read as it is."""
+    if entry.shape != shape:
+        findings.misshapen.append(f"{entry.name} is {list(entry.shape)}, should be {list(shape)}")
+    if entry.dtype not in LOADABLE:
+        findings.mistyped.append(f"{entry.name} is {entry.dtype}")
 
 
 def _same(first: TensorEntry, second: TensorEntry, read: Callable[[str], Tensor]) -> bool:
@@ -122,9 +139,9 @@ def _count(words: str, found: Iterable[str]) -> str:
     return f"{len(listed)} {words} ({', '.join(listed[:_SHOWN])}{more})"
 
 
-def _hint(findings: _Findings) -> str:
+def _hint(findings: Findings) -> str:
     if findings.mistyped:
-        return "only F32, BF16 and F16 tensors are read: quantised checkpoints come later"
+        return "F32, BF16 and F16 tensors are read, and NVFP4 where the configuration says so"
     if findings.missing and not findings.extra:
         return "is a shard missing, or config.json another model's?"
     return ""

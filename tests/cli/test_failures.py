@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import io
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -68,6 +70,69 @@ def test_a_closed_stream_is_no_bug(closed: str, monkeypatch: pytest.MonkeyPatch)
 def test_a_bug_is_not_hidden() -> None:
     with pytest.raises(RuntimeError, match="a bug"):
         failures.run(failing(RuntimeError("a bug")), [])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_ends_the_program_lets_it_tidy_up(number: signal.Signals) -> None:
+    tidied: list[bool] = []
+    app = typer.Typer(rich_markup_mode=None)
+
+    @app.command()
+    def command() -> None:
+        try:
+            signal.raise_signal(number)
+        finally:
+            tidied.append(True)
+
+    with pytest.raises(SystemExit) as left:
+        failures.run(app, [])
+    assert left.value.code == 128 + number
+    assert tidied == [True]
+    assert signal.getsignal(number) is signal.SIG_DFL
+
+
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
+    app = typer.Typer(rich_markup_mode=None)
+    app.command()(lambda: signal.raise_signal(signal.SIGHUP))
+    try:
+        assert failures.run(app, []) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text", "written"),
+    [
+        ("ascii", "h\u00e9 \u6771", b"h\\xe9 \\u6771"),
+        ("latin-1", "h\u00e9 \u6771", b"h\xe9 \\u6771"),
+        ("utf-8", "h\u00e9", b"h\xc3\xa9"),
+        ("utf-8", "name \udcff", b"name \xff"),
+        ("utf-8", "half \ud800", b"half \\ud800"),
+    ],
+)
+def test_what_the_encoding_lacks_is_escaped(
+    monkeypatch: pytest.MonkeyPatch, encoding: str, text: str, written: bytes
+) -> None:
+    raw = io.BytesIO()
+    stdout = io.TextIOWrapper(raw, encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", stdout)
+    app = typer.Typer(rich_markup_mode=None)
+    app.command()(lambda: print(text))
+    assert failures.run(app, []) == 0
+    assert raw.getvalue() == written + b"\n"
+
+
+def test_on_a_terminal_it_is_a_question_mark(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An escape is longer than what the live canvas counts, and would break its lines."""
+    raw = io.BytesIO()
+    screen = io.TextIOWrapper(raw, encoding="ascii")
+    monkeypatch.setattr(screen, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdout", screen)
+    app = typer.Typer(rich_markup_mode=None)
+    app.command()(lambda: print("h\u00e9"))
+    assert failures.run(app, []) == 0
+    assert raw.getvalue() == b"h?\n"
 
 
 def test_names_in_files_do_not_steer_the_terminal() -> None:

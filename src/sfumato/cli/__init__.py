@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING, Any
 
-from sfumato.cli.program import app
+from sfumato.cli.interrupts import leaving_at_once
+
+if TYPE_CHECKING:
+    from sfumato.cli.program import app
 
 __all__ = ["app", "main"]
 
 
+def __getattr__(name: str) -> Any:
+    """`app`, loaded when it is first asked for, so that `main` is there before Ctrl-C can come."""
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from sfumato.cli.program import app
+
+    return app
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run `sfumato` with `arguments` (the process's own if None) and leave with its exit code."""
-    from sfumato.cli.failures import run
+    with leaving_at_once():
+        from sfumato.cli.failures import run
+        from sfumato.cli.program import app
 
     sys.exit(run(app, sys.argv[1:] if arguments is None else arguments))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfumato.cli.checkpoint import display_name
+from sfumato.cli.interrupts import leaving_at_once
 from sfumato.cli.options import DecodingOptions, ModelOptions, chosen_model
 from sfumato.cli.terminal import note, output_console, printable
 from sfumato.settings import Settings
@@ -69,15 +70,15 @@ class Dialogue:
         """Load the model that `options` and the environment name."""
         name = chosen_model(options.model)
         settings = Settings.from_environment()
-        import torch
+        with leaving_at_once():
+            import torch
 
-        import sfumato
-
+            from sfumato.api import load
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         if name is not None:
             note(f"loading {name}")
-        model = sfumato.load(name, dtype=options.dtype, device=options.device)
+        model = load(name, dtype=options.dtype, device=options.device)
         return cls(model, display_name(name))
 
     def settings(self, options: DecodingOptions) -> GenerationConfig:

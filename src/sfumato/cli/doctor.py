@@ -12,6 +12,7 @@ import typer
 from sfumato import __version__
 from sfumato.cli.checkpoint import SMALL, small_folder
 from sfumato.cli.fit import Fit, judge
+from sfumato.cli.interrupts import leaving_at_once
 from sfumato.cli.machine import Machine, look_at_machine
 from sfumato.cli.terminal import human_bytes, print_json, print_pairs, print_table
 from sfumato.settings import Settings
@@ -35,8 +36,9 @@ def doctor(
 
     Processor, memory, disk and torch; what serves each operation and why; what fits.
     """
-    import torch
-    from huggingface_hub import constants
+    with leaving_at_once():
+        import torch
+        from huggingface_hub import constants
 
     settings = Settings.from_environment()
     machine = look_at_machine(Path(constants.HF_HUB_CACHE).expanduser())

@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import errno
+import io
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import typer
 
+from sfumato.cli.interrupts import INTERRUPTED
 from sfumato.errors import SfumatoError
 
-OK, FAILURE, USAGE, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
+OK, FAILURE, USAGE, BROKEN_PIPE = 0, 1, 2, 141
 
 # typer runs on click, its own copy or the package, whichever the release carries: its base class
 # of parse errors is found through the one name that typer exports.
 _ParseError: type[Exception] = next(
     base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException"
 )
+# Signals that end a program at once; here its temporary files go first, and the terminal is put
+# back. Windows has the first alone.
+_ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+_UNWRITABLE = "sfumato.unwritable"
 _MEMORY_WORDS = ("can't allocate memory", "not enough memory", "out of memory")
 
 
 def run(app: typer.Typer, arguments: list[str]) -> int:
     """Run `app`; returns the exit code, with the failure already told on stderr."""
     _replace_closed_streams()
+    _let_stdout_take_everything()
     try:
-        code = _call(app, arguments)
-        sys.stdout.flush()
+        with _ending_tidily():
+            code = _call(app, arguments)
+            sys.stdout.flush()
     except SfumatoError as error:
         return complain(error.message, error.hint, error.exit_code)
     except _ParseError as error:
@@ -57,6 +71,44 @@ def _replace_closed_streams() -> None:
         if getattr(sys, name) is None:
             nowhere = Path(os.devnull).open(mode, encoding="utf-8")  # noqa: SIM115 - for good
             setattr(sys, name, nowhere)
+
+
+def _let_stdout_take_everything() -> None:
+    """What stdout's encoding lacks does not end the program.
+
+    A pipe gets an escape for it, and the bytes of a file's name that are no text as they were; a
+    terminal gets a question mark, which does not move what stands behind it.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        codecs.register_error(_UNWRITABLE, _written)
+        sys.stdout.reconfigure(errors="replace" if sys.stdout.isatty() else _UNWRITABLE)
+
+
+def _written(problem: UnicodeError) -> tuple[str | bytes, int]:
+    try:
+        return codecs.lookup_error("surrogateescape")(problem)
+    except UnicodeError:
+        return codecs.lookup_error("backslashreplace")(problem)
+
+
+@contextlib.contextmanager
+def _ending_tidily() -> Iterator[None]:
+    """While inside, a signal that ends the program raises SystemExit with its shell's code."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ours = [number for number in _ENDING if signal.getsignal(number) is signal.SIG_DFL]
+    try:
+        for number in ours:
+            signal.signal(number, _end)
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
 
 
 def _call(app: typer.Typer, arguments: list[str]) -> int:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sfumato.cli.failures import INTERRUPTED
+from sfumato.cli.interrupts import INTERRUPTED, leaving_at_once
 from sfumato.cli.terminal import print_json, say
 
 
@@ -27,8 +27,9 @@ def train(
     weights. Ctrl-C stops at the next step with a checkpoint, and --resume goes on from there bit
     for bit; a second Ctrl-C stops at once. Prints the folder of the weights.
     """
-    from sfumato.training.config import load_train_config
-    from sfumato.training.trainer import train as run
+    with leaving_at_once():
+        from sfumato.training.config import load_train_config
+        from sfumato.training.trainer import train as run
 
     outcome = run(load_train_config(config), resume=resume)
     if as_json:

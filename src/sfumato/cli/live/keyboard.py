@@ -29,8 +29,8 @@ def quiet_keyboard() -> Iterator[None]:
     before = termios.tcgetattr(descriptor)
     quiet = list(before)
     quiet[3] = (before[3] & ~termios.ECHO) | termios.NOFLSH
-    termios.tcsetattr(descriptor, termios.TCSANOW, quiet)
     try:
+        termios.tcsetattr(descriptor, termios.TCSANOW, quiet)
         yield
     finally:
         termios.tcsetattr(descriptor, termios.TCSANOW, before)

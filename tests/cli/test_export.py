@@ -39,7 +39,15 @@ def test_what_is_there_is_not_touched(sfumato: Program, tiny: Path, tmp_path: Pa
     assert sfumato.refuses("export", tiny, dest, code=2)
     assert (dest / "model.safetensors").stat().st_mtime_ns == before
     assert sfumato("export", tiny, dest, "--overwrite").code == 0
-    assert "the checkpoint itself" in sfumato.refuses("export", tiny, tiny, "--overwrite", code=2)
+    link = tmp_path / "link"
+    link.symlink_to(tiny)
+    for itself in (tiny, tiny / ".." / tiny.name, link):
+        said = sfumato.refuses("export", tiny, itself, "--overwrite", code=2)
+        assert "the checkpoint itself" in said
+    assert link.is_symlink()
+    assert sfumato("export", dest, dest / "inner").code == 0
+    said = sfumato.refuses("export", dest / "inner", dest, "--overwrite", code=2)
+    assert "a folder that the checkpoint is in" in said
 
 
 def test_a_full_disk_leaves_nothing_behind(

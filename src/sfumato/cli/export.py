@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from sfumato.cli.checkpoint import SMALL
+from sfumato.cli.interrupts import leaving_at_once
 from sfumato.cli.options import chosen_model
 from sfumato.cli.terminal import note, say
 from sfumato.config.checkpoint_file import check_inside
@@ -52,14 +53,17 @@ def export(
     or as it was before. Prints DEST.
     """
     limit = parse_size(max_shard_size)
-    from sfumato.cli.checkpoint import weights_folder
-    from sfumato.config.generation import load_generation_config
-    from sfumato.weights.export import export as write
-    from sfumato.weights.loader import load_network
+    with leaving_at_once():
+        from sfumato.cli.checkpoint import weights_folder
+        from sfumato.config.generation import load_generation_config
+        from sfumato.weights.export import export as write
+        from sfumato.weights.loader import load_network
 
     source = weights_folder(None if model == SMALL else chosen_model(model))
-    if dest.absolute() == source.absolute():
+    if dest.resolve() == source.resolve():
         raise InputError("DEST is the checkpoint itself", hint="choose another folder")
+    if dest.resolve() in source.resolve().parents and overwrite:
+        raise InputError("DEST is a folder that the checkpoint is in", hint="choose another folder")
     network, config = load_network(source, dtype)
     note(f"writing {dest}")
     written = write(

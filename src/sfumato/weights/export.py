@@ -63,8 +63,8 @@ def export(
     shards = plan_shards(tensors, target, max_shard_bytes)
     written = dataclasses.replace(config, dtype=_name(target))
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
         _check_space(folder, tensors, target, extra)
+        folder.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
     except OSError as problem:
         raise _failed(folder, problem) from None
@@ -175,7 +175,7 @@ def _publish(aside: Path, folder: Path) -> None:
         folder.rename(before)
         try:
             aside.rename(folder)
-        except OSError:
+        except BaseException:  # Ctrl-C too
             before.rename(folder)
             raise
         shutil.rmtree(before, ignore_errors=True)
@@ -222,7 +222,7 @@ def _check_space(
     """Say so at once when the weights cannot fit, instead of after an hour of writing."""
     needed = sum(tensor.numel() for tensor in tensors.values()) * dtype.itemsize
     needed += sum(source.stat().st_size for source in extra.values())
-    free = shutil.disk_usage(folder.parent).free
+    free = shutil.disk_usage(next(place for place in folder.parents if is_there(place))).free
     if needed > free:
         raise CheckpointError(
             f"{folder}: needs {needed / 1e6:,.1f} MB and the disk has {free / 1e6:,.1f} MB left",

@@ -12,6 +12,7 @@ _PREFIX = "SFUMATO_"
 _KNOWN = ("SFUMATO_MODEL", "SFUMATO_THREADS")
 _TRUE = frozenset({"1", "on", "yes", "true"})  # as huggingface_hub reads its own switches
 _MAX_THREADS = 4096
+_DUMB = frozenset({"", "dumb", "unknown"})  # of TERM; without one, a terminal is what git calls so
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,14 +22,13 @@ class Settings:
     `model` (SFUMATO_MODEL) is the checkpoint used when none is named, None for the small model;
     `threads` (SFUMATO_THREADS) the CPU threads of the arithmetic, None for torch's own choice;
     `offline` (HF_HUB_OFFLINE) forbids the network, and huggingface_hub itself obeys the same
-    variable; `color` is False under NO_COLOR (https://no-color.org) or on a terminal that calls
-    itself `dumb`.
+    variable; `dumb` is True on a terminal that says it can do nothing, or does not say what it is.
     """
 
     model: str | None = None
     threads: int | None = None
     offline: bool = False
-    color: bool = True
+    dumb: bool = False
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
@@ -48,7 +48,7 @@ class Settings:
             model=found.get("SFUMATO_MODEL", "").strip() or None,
             threads=_threads(found.get("SFUMATO_THREADS", "").strip()),
             offline=found.get("HF_HUB_OFFLINE", "").strip().lower() in _TRUE,
-            color=not found.get("NO_COLOR") and found.get("TERM") != "dumb",
+            dumb=found.get("TERM", "" if os.name == "posix" else "windows") in _DUMB,
         )
 
 

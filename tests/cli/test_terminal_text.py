@@ -97,6 +97,13 @@ def test_tables_and_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert screen.getvalue() == "name  a[2Jb\nHEAD\ncd\n"
 
 
+def test_a_terminal_of_no_width_is_taken_for_a_usual_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "0")
+    assert terminal.output_console().width == terminal.USUAL_COLUMNS
+    monkeypatch.setenv("COLUMNS", "33")
+    assert terminal.output_console().width == 33
+
+
 def test_a_surrogate_is_escaped_in_json(capsys: pytest.CaptureFixture[str]) -> None:
     terminal.print_json({"folder": "/x\udcff"})
     told = capsys.readouterr().out

@@ -89,6 +89,15 @@ class Terminal:
         """Type."""
         os.write(self._fd, keys.encode())
 
+    def kill(self, number: signal.Signals) -> None:
+        """Send the program a signal."""
+        os.kill(self._child, number)
+
+    @property
+    def echoes(self) -> bool:
+        """Whether the terminal shows what is typed."""
+        return bool(termios.tcgetattr(self._fd)[3] & termios.ECHO)
+
     def resize(self, columns: int, rows: int) -> None:
         """Give the window another size; the program is told by SIGWINCH, as ever."""
         self._set_size(columns, rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,26 @@ def test_a_dumb_terminal_gets_plain_text(tiny: Path) -> None:
     assert b"\x1b" not in seen.raw
     assert not seen.frames
     assert answer(tiny, "hi") in solid(seen.text)
+
+
+def test_a_terminal_without_a_name_gets_plain_text(tiny: Path) -> None:
+    with Terminal("ask", "-m", str(tiny), "hi", environment={"TERM": ""}) as seen:
+        assert seen.wait() == 0
+    assert b"\x1b" not in seen.raw
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_the_terminal_is_put_back_when_the_program_is_ended(
+    tiny: Path, number: signal.Signals
+) -> None:
+    with Terminal("ask", "-m", str(tiny), "hello", "--pace", "3000") as seen:
+        seen.until(lambda text: "step 1/4" in text)
+        assert not seen.echoes
+        seen.kill(number)
+        assert seen.wait() == 128 + number
+        assert seen.echoes
+    assert "step" not in seen.text  # the canvas is gone
+    assert b"\x1b[?25h" in seen.raw.split(b"\x1b[?25l")[-1]
 
 
 def test_control_c_ends_in_one_quiet_step(tiny: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import pytest
 
@@ -11,8 +12,8 @@ from sfumato.settings import Settings
 
 
 def test_an_empty_environment_gives_the_defaults() -> None:
-    assert Settings.from_environment({}) == Settings(
-        model=None, threads=None, offline=False, color=True
+    assert Settings.from_environment({"TERM": "xterm"}) == Settings(
+        model=None, threads=None, offline=False, dumb=False
     )
 
 
@@ -21,11 +22,11 @@ def test_everything_at_once() -> None:
         "SFUMATO_MODEL": " /models/gemma ",
         "SFUMATO_THREADS": "8",
         "HF_HUB_OFFLINE": "1",
-        "NO_COLOR": "1",
+        "TERM": "dumb",
         "PATH": "/bin",
     }
     assert Settings.from_environment(environment) == Settings(
-        model="/models/gemma", threads=8, offline=True, color=False
+        model="/models/gemma", threads=8, offline=True, dumb=True
     )
 
 
@@ -39,7 +40,7 @@ def test_threads_must_be_a_number(value: str) -> None:
 @pytest.mark.parametrize("value", ["", " "])
 def test_empty_is_unset(value: str) -> None:
     environment = dict.fromkeys(["SFUMATO_MODEL", "SFUMATO_THREADS", "HF_HUB_OFFLINE"], value)
-    assert Settings.from_environment(environment) == Settings()
+    assert Settings.from_environment({**environment, "TERM": "xterm"}) == Settings()
 
 
 def test_unknown_variables_are_named() -> None:
@@ -48,12 +49,12 @@ def test_unknown_variables_are_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("environment", "color"),
-    [({"NO_COLOR": ""}, True), ({"NO_COLOR": "0"}, False), ({"TERM": "dumb"}, False),
-     ({"TERM": "xterm"}, True)],
+    ("environment", "dumb"),
+    [({"TERM": "dumb"}, True), ({"TERM": "unknown"}, True), ({"TERM": ""}, True),
+     ({"TERM": "xterm"}, False), ({}, os.name == "posix")],
 )  # fmt: skip
-def test_color(environment: dict[str, str], color: bool) -> None:
-    assert Settings.from_environment(environment).color is color
+def test_a_terminal_that_can_do_nothing(environment: dict[str, str], dumb: bool) -> None:
+    assert Settings.from_environment(environment).dumb is dumb
 
 
 @pytest.mark.parametrize("value", ["1", "ON", "yes", "True"])

@@ -6,11 +6,14 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from sfumato.settings import Settings
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+USUAL_COLUMNS = 80
 # What moves the cursor or sets a terminal's modes, and what reorders or hides its neighbours
 # (Trojan Source, CVE-2021-42574).
 _STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -50,14 +53,18 @@ def output_console() -> Console:
     """A rich console on stdout. It follows NO_COLOR, TERM and the terminal's width by itself."""
     from rich.console import Console
 
-    return Console(highlight=False, markup=False, emoji=False)
+    colours: Literal["auto"] | None = None if Settings.from_environment().dumb else "auto"
+    console = Console(color_system=colours, highlight=False, markup=False, emoji=False)
+    if console.width < 1:  # COLUMNS=0, where nothing at all would be shown
+        console.width = USUAL_COLUMNS
+    return console
 
 
 def can_animate() -> bool:
     """Whether stdout is a terminal that can redraw lines."""
     if not sys.stdout.isatty():
         return False
-    return not output_console().is_dumb_terminal
+    return not Settings.from_environment().dumb
 
 
 def print_pairs(pairs: Iterable[tuple[str, str]], indent: str = "") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Iterator
@@ -62,6 +63,26 @@ def test_from_a_pipe_an_error_ends_the_chat(sfumato: Program, tiny: Path) -> Non
     sfumato.refuses("chat", "-m", tiny, "words", code=2)
 
 
+@pytest.mark.parametrize(
+    ("stdin", "said"),
+    [(b"hello\n\xff\n", "line 2 of stdin is no UTF-8 text"),
+     (b"hello\n" + b"x" * 11, "line 2 of stdin holds more than the 10 bytes")],
+)  # fmt: skip
+def test_lines_that_cannot_be_messages(
+    sfumato: Program, tiny: Path, monkeypatch: pytest.MonkeyPatch, stdin: bytes, said: str
+) -> None:
+    monkeypatch.setattr(chatting, "MAX_PROMPT_BYTES", 10)
+    done = sfumato("chat", "-m", tiny, "--max-new-tokens", "8", stdin=stdin)
+    assert done.code == 2
+    assert said in done.err
+    assert done.out.count("\n") == 1  # the first line has its answer
+
+
+def test_lines_end_at_the_line_break_alone() -> None:
+    lines = io.BytesIO("one\rtwo\x85\u2028three\r\nfour".encode())
+    assert list(chatting.piped_lines(lines)) == ["one\rtwo\x85\u2028three", "four"]
+
+
 def test_thinking_needs_a_template_with_a_switch(
     sfumato: Program, tiny: Path, tmp_path: Path
 ) -> None:
@@ -91,7 +112,14 @@ def test_help_lists_every_command(
         ("/hlep", "did you mean /help"),
         ("/qqqq", "/help lists them"),
         ("/", "no command /"),
-        ("/think maybe", "on or off"),
+        ("/think\tmaybe", "on or off"),
+        ("/reset now", "/reset takes nothing behind it"),
+        ("/exit now", "type /exit alone"),
+        ("/seed", "wants a whole number"),
+        ("/save a\0b", "no NUL"),
+        ("/save /", "/ is a folder"),
+        ("/save /dev/null", "/dev/null is not a regular file"),
+        ("/load ~no-such-user/x", "no-such-user/x: there is no such file"),
         ("/think", "on or off"),
         ("/set bogus 3", "no setting 'bogus'"),
         ("/set step 3", "did you mean steps"),

@@ -39,12 +39,14 @@ def test_rm_frees_the_cache(sfumato: Program, hub_cache: Path) -> None:
     assert (done.code, done.out) == (0, "")
     assert hub.cached_models() == []
     assert "not in the cache" in sfumato.refuses("rm", REPO, "-y", code=1)
+    assert "name is empty" in sfumato.refuses("rm", "", "-y", code=2)
     assert "stays" in sfumato.refuses("rm", "small", "-y", code=2)
 
 
 def test_pull_refuses_before_it_asks_anybody(
     sfumato: Program, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert "name is empty" in sfumato.refuses("pull", "", code=2)
     assert "in the package" in sfumato.refuses("pull", "small", code=2)
     assert "is a folder" in sfumato.refuses("pull", tiny, code=2)
     assert "HF_HUB_OFFLINE" in sfumato.refuses("pull", REPO, code=1)

@@ -127,6 +127,9 @@ def test_thinking_needs_a_switch() -> None:
         ([Message("assistant", "a")], "no user's turn"),
         ([Message("user", "a"), Message("assistant", "b")], "ends with the assistant's turn"),
         ([Message("user", "a"), Message("system", "b")], "can only be the first"),
+        ([Message("user", "a\udcff")], "the prompt is no UTF-8 text: its character 2 cannot"),
+        ([Message("system", "\ud800"), Message("user", "a")], "message 1 of 2 is no UTF-8 text"),
+        ([Message("user", (ImagePart(), TextPart("\ud800")))], "is no UTF-8 text"),
         ([Message("king", "a")], "no role 'king'"),  # type: ignore[arg-type]
         ([Message("user", "a", thought="b")], "only an assistant thinks"),
         ([Message("system", (ImagePart(),)), Message("user", "a")], "can show images"),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
+from sfumato.cli.ask import MAX_PROMPT_BYTES
 from sfumato.cli.failures import one_line
 from sfumato.cli.options import DecodingOptions, ModelOptions
 from sfumato.cli.terminal import can_animate, output_console, say
@@ -56,9 +58,26 @@ def chat(model: ModelOptions, decoding: DecodingOptions, options: ChatOptions) -
     if sys.stdin.isatty():
         _talk(dialogue, state, live=options.live and can_animate())
     else:
-        for message in joined_lines(line.rstrip("\r\n") for line in sys.stdin):
+        for message in joined_lines(piped_lines(sys.stdin.buffer)):
             if message.strip() and _take_line(dialogue, state, message, live=False):
                 return
+
+
+def piped_lines(stream: BinaryIO) -> Iterator[str]:
+    """The lines of a pipe. Raises InputError, naming the line, for one that is no text or long."""
+    for number in itertools.count(1):
+        data = stream.readline(MAX_PROMPT_BYTES + 1)
+        if not data:
+            return
+        if len(data) > MAX_PROMPT_BYTES:
+            raise InputError(
+                f"line {number} of stdin holds more than the {MAX_PROMPT_BYTES:,} bytes "
+                "a prompt may have"
+            )
+        try:
+            yield data.decode("utf-8").rstrip("\r\n")
+        except UnicodeDecodeError:
+            raise InputError(f"line {number} of stdin is no UTF-8 text") from None
 
 
 def joined_lines(lines: Iterator[str]) -> Iterator[str]:
@@ -87,14 +106,21 @@ def _talk(dialogue: Dialogue, state: ChatState, *, live: bool) -> None:
         except KeyboardInterrupt:
             print()
             continue
+        except UnicodeDecodeError:
+            _tell(InputError("the line is no UTF-8 text"))
+            continue
         try:
             if message.strip() and _take_line(dialogue, state, message, live=live):
                 return
         except KeyboardInterrupt:
             print("stopped: the message was taken back; /edit brings it up again")
         except SfumatoError as error:
-            hint = f"\n  {one_line(error.hint)}" if error.hint else ""
-            print(f"sfumato: {one_line(error.message)}{hint}", file=sys.stderr)
+            _tell(error)
+
+
+def _tell(error: SfumatoError) -> None:
+    hint = f"\n  {one_line(error.hint)}" if error.hint else ""
+    print(f"sfumato: {one_line(error.message)}{hint}", file=sys.stderr)
 
 
 def _take_line(dialogue: Dialogue, state: ChatState, line: str, *, live: bool) -> bool:

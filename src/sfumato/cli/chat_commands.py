@@ -9,11 +9,11 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from sfumato.cli.options import DecodingOptions, Mode
 from sfumato.cli.terminal import print_pairs, say
+from sfumato.config.checkpoint_file import expanded
 from sfumato.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Command:
 
 def obey(line: str, state: ChatState, dialogue: Dialogue) -> Outcome:
     """Run the command in `line`. Raises UsageError, naming the nearest, for one that is none."""
-    name, _, argument = line[1:].strip().partition(" ")
+    name, argument = (*line[1:].split(None, 1), "", "")[:2]
     command = COMMANDS.get(name)
     if command is None:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
@@ -52,6 +52,10 @@ def obey(line: str, state: ChatState, dialogue: Dialogue) -> Outcome:
             if near
             else "/help lists them; // begins a message with a slash",
         )
+    if "\0" in argument:
+        raise UsageError(f"/{name} takes no NUL characters")
+    if argument and " " not in command.usage:
+        raise UsageError(f"/{name} takes nothing behind it", hint=f"type {command.usage} alone")
     return command.run(argument.strip(), state, dialogue)
 
 
@@ -98,6 +102,8 @@ def _system(argument: str, state: ChatState, _dialogue: Dialogue) -> Outcome:
 
 
 def _seed(argument: str, state: ChatState, dialogue: Dialogue) -> Outcome:
+    if not argument:
+        raise UsageError("/seed wants a whole number")
     return _set(f"seed {argument}", state, dialogue)
 
 
@@ -166,7 +172,7 @@ def _show_settings(state: ChatState, dialogue: Dialogue) -> None:
 def _image(argument: str, state: ChatState, dialogue: Dialogue) -> Outcome:
     if not argument:
         raise UsageError("/image wants the path of an image")
-    state.waiting.append(dialogue.picture(Path(argument).expanduser()))
+    state.waiting.append(dialogue.picture(expanded(argument)))
     print("the image goes with your next message")
     return Outcome()
 
@@ -189,7 +195,11 @@ def _save(argument: str, state: ChatState, _dialogue: Dialogue) -> Outcome:
         raise UsageError("/save wants a file's name")
     if state.pictures:
         raise UsageError("a conversation with images cannot be saved")
-    path = Path(argument).expanduser()
+    path = expanded(argument)
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder", hint="name a file in it")
+    if path.exists() and not path.is_file():  # a device's name would be taken from it
+        raise UsageError(f"{path} is not a regular file", hint="name another file")
     saved = {
         "thinking": state.conversation.thinking,
         "messages": [{"role": m.role, "content": m.content} for m in state.conversation.messages],
@@ -214,7 +224,7 @@ def _load(argument: str, state: ChatState, _dialogue: Dialogue) -> Outcome:
     from sfumato.config.json_file import read_json
     from sfumato.text.chat import Conversation, message_from_json
 
-    path = Path(argument).expanduser()
+    path = expanded(argument)
     saved = read_json(path, limit=MAX_SAVED_BYTES, error=InputError)
     messages, thinking = saved.get("messages"), saved.get("thinking", False)
     whole = isinstance(messages, list) and all(isinstance(m, dict) for m in messages)

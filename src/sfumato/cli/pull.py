@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,6 +11,7 @@ from sfumato.cli.checkpoint import SMALL
 from sfumato.cli.fit import Fit, judge
 from sfumato.cli.machine import look_at_machine
 from sfumato.cli.terminal import note, say
+from sfumato.config.checkpoint_file import expanded
 from sfumato.errors import HubError, UsageError
 from sfumato.settings import Settings
 
@@ -33,9 +33,11 @@ def pull(
     against it before the weights are touched. Run again, it fetches what is new. Prints the
     checkpoint's folder.
     """
+    if not repo.strip():
+        raise UsageError("the repository's name is empty")
     if repo == SMALL:
         raise UsageError("the small model is in the package already")
-    if Path(repo).expanduser().is_dir():
+    if expanded(repo).is_dir():
         raise UsageError(f"{repo} is a folder on this machine", hint="there is nothing to fetch")
     if Settings.from_environment().offline:
         raise HubError(f"{repo}: HF_HUB_OFFLINE forbids asking the hub", hint="unset it")

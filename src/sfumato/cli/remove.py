@@ -22,6 +22,8 @@ def remove(
     """
     from sfumato.weights import hub
 
+    if not repo.strip():
+        raise UsageError("the repository's name is empty")
     if repo == SMALL:
         raise UsageError("the small model is part of the package and stays")
     known = {model.repo: model for model in hub.cached_models()}

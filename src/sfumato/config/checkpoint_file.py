@@ -40,6 +40,14 @@ def check_inside(path: Path, *, error: type[SfumatoError] = ConfigError) -> None
     raise error(f"{path}: is a link that leads out of the checkpoint's folder")
 
 
+def expanded(path: str | Path) -> Path:
+    """`path` with `~` as the user's folder; as it is where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def read_bounded(path: Path, limit: int, *, error: type[SfumatoError] = ConfigError) -> bytes:
     """The bytes of the file at `path`, at most `limit` of them. Raises `error`, naming the file."""
     if is_there(path):

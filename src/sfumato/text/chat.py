@@ -164,8 +164,9 @@ def check_messages(messages: Sequence[Message]) -> None:
             )
         if message.role in _INSTRUCTING and index:
             raise InputError(f"{where}: a {message.role} message can only be the first")
+        only = len(messages) == 1
+        _check_text(message, "the prompt" if only else where)
         if message.role == "user" and message.is_blank:
-            only = len(messages) == 1
             raise InputError(
                 "the prompt is empty" if only else f"{where}: the user's turn is empty",
                 hint="write what you want to ask",
@@ -181,6 +182,22 @@ def check_messages(messages: Sequence[Message]) -> None:
             f"the conversation ends with the {messages[-1].role}'s turn: nothing to answer",
             hint="end it with a user's turn",
         )
+
+
+def _check_text(message: Message, where: str) -> None:
+    """Raise InputError for what UTF-8 cannot hold, such as a name's bytes that are no text."""
+    content = message.content
+    parts = [content] if isinstance(content, str) else [
+        part.text for part in content if isinstance(part, TextPart)
+    ]  # fmt: skip
+    for text in parts:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as problem:
+            raise InputError(
+                f"{where} is no UTF-8 text: its character {problem.start + 1:,} cannot be read",
+                hint="write it in UTF-8",
+            ) from None
 
 
 def expand_images(ids: Sequence[int], config: ModelConfig, counts: Sequence[int]) -> list[int]:

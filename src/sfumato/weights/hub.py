@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sfumato.config.checkpoint_file import is_there
+from sfumato.config.checkpoint_file import expanded, is_there
 from sfumato.config.json_file import read_json
 from sfumato.errors import ConfigError, HubError, InputError
 
@@ -51,7 +51,7 @@ def resolve(
     asking the hub (`pull` asks); `offline`, or HF_HUB_OFFLINE, forbids asking at all. `revision`
     is a branch, tag or commit. Raises HubError, or InputError for a name that cannot be one.
     """
-    path = Path(path_or_repo).expanduser()
+    path = expanded(path_or_repo)
     if is_there(path):
         if revision is not None:
             raise InputError(f"{path} is a folder, and a folder has no revisions")

@@ -96,7 +96,8 @@ def test_a_sweep_with_everything(sfumato: Program, tiny: Path, tmp_path: Path) -
 
 def test_one_setting_at_a_time(sfumato: Program, tiny: Path) -> None:
     common = ("eval", tiny, "--task", "dates", "-n", "1", "--json", "--one-at-a-time")
-    data = report(sfumato(*common, "--sweep-steps", "1,2", "--sweep-entropy-bound", "2"))
+    swept = ("--steps", "4", "--sweep-steps", "1,2", "--sweep-entropy-bound", "2")
+    data = report(sfumato(*common, *swept))
     tried = [
         (row["settings"]["max_denoising_steps"], row["settings"]["entropy_bound"])
         for row in data["rows"]
@@ -110,7 +111,8 @@ def test_one_setting_at_a_time(sfumato: Program, tiny: Path) -> None:
         (["--task", "poems"], "there is no task 'poems'"),
         (["--task", "sudoku:50-10"], "50 to 10 holes"),
         (["--task", "dates", "--task", "dates"], "given twice"),
-        (["-n", "0"], "--examples must be 1 or more"),
+        (["-n", "0"], "--examples must be from 1 to 1,000,000, not 0"),
+        (["-n", str(2**63)], "--examples must be from 1 to 1,000,000"),
         (["--batch-size", "0"], "--batch-size must be 1 or more"),
         (["--seed", "-1"], "--seed"),
         (["--sweep-steps", "4,x"], "--sweep-steps wants whole numbers"),
@@ -119,11 +121,15 @@ def test_one_setting_at_a_time(sfumato: Program, tiny: Path) -> None:
         (["--sweep-temperatures", "0.4"], "--sweep-temperatures wants pairs"),
         (["--sweep-temperatures", "0.4:0.8:1"], "--sweep-temperatures wants pairs"),
         (["--sweep-steps", "4", "--mode", "autoregressive"], "--baseline"),
+        (["--sweep-steps", "4", "--steps", "3"], "--steps and --sweep-steps set the same"),
+        (["--sweep-temperatures", "0.1:0.2", "--t-max", "3"], "--t-max and --sweep-temperatures"),
         (["--one-at-a-time"], "--one-at-a-time is for a sweep"),
         (["--plot", "a.svg"], "--plot draws a sweep"),
         (["--sweep-steps", "4", "--plot", "a.pdf"], ".svg or .png"),
         (["--table", "/nowhere/at/all/a.md"], "no folder"),
         (["--output", "/"], "is a folder"),
+        (["--output", "/dev/null"], "is not a regular file"),
+        (["--output", "a.json", "--table", "./a.json"], "name one file twice"),
         (["--file", "gone.jsonl"], "gone.jsonl cannot be read"),
         (["--file", "gone.jsonl", "--task", "dates"], "leave --task out"),
         (["--model", "/nowhere/at/all"], "two models are named"),

@@ -262,3 +262,5 @@ def test_targets_are_checked(tmp_path: Path) -> None:
         check_target(tmp_path)
     with pytest.raises(EvaluationError, match="no folder"):
         check_target(tmp_path / "b" / "a.md")
+    with pytest.raises(EvaluationError, match="is not a regular file"):
+        check_target("/dev/null")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from sfumato.errors import EvaluationError, InputError
+from sfumato.tasks import heldout as heldout_files
 from sfumato.tasks.base import Example
 from sfumato.tasks.heldout import heldout, read_examples, write_heldout
 
@@ -68,9 +69,14 @@ def test_one_s_own_file_needs_no_detail_and_may_have_blank_lines(tmp_path: Path)
         (b'{"task":"t","prompt":"p","answer":"a","note":1}', "unknown field 'note'"),
         (b'{"task":"t","prompt":"p","answer":"a","detail":[]}', "'detail' is not an object"),
         (b"\xff\xfe", "cannot be read"),
+        (b'{"task":"t","prompt":"\\ud800","answer":"a"}', "line 1 has half a character"),
+        (b" " * 401, "more than the 400 bytes"),
     ],
 )
-def test_damaged_files_are_named_errors(tmp_path: Path, content: bytes, message: str) -> None:
+def test_damaged_files_are_named_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, message: str
+) -> None:
+    monkeypatch.setattr(heldout_files, "MAX_BYTES", 400)
     path = tmp_path / "bad.jsonl"
     path.write_bytes(content)
     with pytest.raises(EvaluationError, match=message) as caught:

@@ -13,6 +13,7 @@ import typer
 from sfumato.cli.failures import one_line
 from sfumato.cli.options import MODEL_HELP, DecodingOptions, ModelOptions
 from sfumato.cli.terminal import print_json, say
+from sfumato.config.fields import short
 from sfumato.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from sfumato.evaluation.task_sets import TaskSet
 
 ERASE_LINE = "\r\x1b[2K"
+MAX_EXAMPLES = 1_000_000  # all are held in memory
 EXAMPLES = 1000  # of each held-out task: half an interval is then at most 3.1 points
 
 
@@ -73,6 +75,28 @@ class SweepOptions:
         return None
 
 
+# What a sweep tries, and the options that set the same for all of it.
+_SWEPT = (
+    ("sweep_steps", "steps"),
+    ("sweep_entropy_bound", "entropy_bound"),
+    ("sweep_confidence", "confidence"),
+    ("sweep_temperatures", "t_min"),
+    ("sweep_temperatures", "t_max"),
+)
+
+
+def check_not_both(sweeping: SweepOptions, decoding: DecodingOptions) -> None:
+    """Raise UsageError for a setting that is given and swept, where only the sweep would count."""
+    for swept, fixed in _SWEPT:
+        if getattr(sweeping, swept) is None or getattr(decoding, fixed) is None:
+            continue
+        if not sweeping.one_at_a_time:  # there, it is what the others are tried with
+            names = [f"--{name.replace('_', '-')}" for name in (fixed, swept)]
+            raise UsageError(
+                f"{names[0]} and {names[1]} set the same thing", hint=f"leave {names[0]} out"
+            )
+
+
 @dataclass(frozen=True)
 class ReportOptions:
     """Where the report goes besides the terminal."""
@@ -99,9 +123,13 @@ class ReportOptions:
         from sfumato.evaluation.files import check_target
         from sfumato.evaluation.plot import check_plot
 
-        for path in (self.output, self.table):
-            if path is not None:
-                check_target(path)
+        targets = [path for path in (self.output, self.table, self.plot) if path is not None]
+        for path in targets:
+            check_target(path)
+        if len({path.resolve() for path in targets}) < len(targets):
+            raise UsageError(
+                "--output, --table and --plot name one file twice", hint="give each its own"
+            )
         if self.plot is not None:
             if sweep is None:
                 raise UsageError("--plot draws a sweep", hint="add --sweep-steps 4,8,16,32")
@@ -141,8 +169,10 @@ class WorkOptions:
 
         if self.batch_size < 1:
             raise UsageError(f"--batch-size must be 1 or more, not {self.batch_size}")
-        if self.examples is not None and self.examples < 1:
-            raise UsageError(f"--examples must be 1 or more, not {self.examples}")
+        if self.examples is not None and not 1 <= self.examples <= MAX_EXAMPLES:
+            raise UsageError(
+                f"--examples must be from 1 to {MAX_EXAMPLES:,}, not {short(self.examples)}"
+            )
         if self.file is None:
             return task_sets(self.task or list(TASKS), self.examples or EXAMPLES, seed)
         if self.task:
@@ -173,6 +203,7 @@ def evaluate(
             raise UsageError("two models are named", hint="give MODEL or --model, not both")
         options = replace(options, model=checkpoint)
     sweep = sweeping.sweep()
+    check_not_both(sweeping, decoding)
     reporting.check(sweep)
     if sweep is not None and decoding.mode == "autoregressive":
         raise UsageError("a sweep is of the diffusion mode", hint="--baseline adds the other")

@@ -16,8 +16,12 @@ def check_target(path: str | Path) -> Path:
     path = Path(path)
     if path.is_dir():
         raise EvaluationError(f"{path} is a folder", hint="name a file in it")
+    if path.exists() and not path.is_file():  # a device's name would be taken from it
+        raise EvaluationError(f"{path} is not a regular file", hint="name another file")
     if not path.parent.is_dir():
         raise EvaluationError(f"{path} cannot be written: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise EvaluationError(f"{path} cannot be written: {path.parent} lets nothing be written")
     return path
 
 

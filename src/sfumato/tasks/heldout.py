@@ -11,6 +11,8 @@ from sfumato.errors import EvaluationError, InputError
 from sfumato.tasks.base import Example
 from sfumato.tasks.registry import task
 
+MAX_BYTES = 256 * 1024 * 1024  # of a file of examples, which is held in memory
+
 
 def heldout(name: str, n: int, seed: int) -> list[Example]:
     """The first `n` held-out examples of a task (`sudoku:10-40`, `dates`, ...)."""
@@ -44,8 +46,12 @@ def read_examples(path: str | Path) -> list[Example]:
     """Read such a file, one's own included; `detail` may be absent. Errors name the line."""
     path = Path(path)
     try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise EvaluationError(f"{path} has more than the {MAX_BYTES:,} bytes that are read")
         # Not splitlines: U+2028 and its like may stand inside a prompt.
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = data.decode("utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise EvaluationError(f"{path} cannot be read: {error}") from error
     examples = []
@@ -69,6 +75,8 @@ def _parsed(line: str, where: str) -> Example:
     for key in ("task", "prompt", "answer"):
         if not isinstance(row.get(key), str) or not row[key]:
             raise EvaluationError(f"{where} needs a text under {key!r}")
+        if any("\ud800" <= character <= "\udfff" for character in row[key]):
+            raise EvaluationError(f"{where} has half a character (a surrogate) under {key!r}")
     detail = row.get("detail", {})
     if not isinstance(detail, dict):
         raise EvaluationError(f"{where}: 'detail' is not an object")

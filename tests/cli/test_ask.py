@@ -151,6 +151,11 @@ BAD_OPTIONS: list[tuple[list[str], str]] = [
     (["--mode", "autoregressive", "--entropy-bound", "1"], "--entropy-bound is for --mode diff"),
     (["--mode", "sideways"], "sideways"),
     (["--pace", "-1"], "--pace"),
+    (["--pace", "5", "--no-live"], "--pace is for the live canvas"),
+    (["--pace", "5", "--json"], "leave --json out"),
+    (["--pace", "5", "--mode", "autoregressive"], "--pace is for the live canvas"),
+    (["a name's byte \udcff"], "the prompt is no UTF-8 text: its character 18"),
+    (["--system", "\udcff"], "is no UTF-8 text"),
     (["--frobnicate"], "--frobnicate"),
     (["--device", "nowhere"], "nowhere"),
     (["--dtype", "int4"], "dtype must be one of float32, bfloat16, float16"),
@@ -217,7 +222,8 @@ def test_damaged_and_hostile_checkpoints(
 
 def test_models_that_are_not_there(sfumato: Program, tmp_path: Path, hub_cache: Path) -> None:
     missing = tmp_path / "nothing"
-    assert "there is no such folder" in sfumato.refuses("ask", "-m", missing, "hi", code=1)
+    for name in (missing, "~no-such-user/x"):
+        assert "there is no such folder" in sfumato.refuses("ask", "-m", name, "hi", code=1)
     assert "sfumato pull" in sfumato.refuses("ask", "-m", "some/model", "hi", code=1)
     assert "name is empty" in sfumato.refuses("ask", "-m", "", "hi", code=2)
     (tmp_path / "empty").mkdir()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sfumato.cli.options import DecodingOptions, ModelOptions
+from sfumato.cli.options import DecodingOptions, Mode, ModelOptions
 from sfumato.cli.terminal import can_animate, output_console, print_json, say
 from sfumato.errors import InputError
 
@@ -56,11 +56,19 @@ class OutputOptions:
         ),
     ] = None
 
-    def pace_seconds(self) -> float | None:
-        """`pace` in seconds. Raises InputError outside 0 to 10,000 ms."""
-        if self.pace is not None and not 0 <= self.pace <= 10_000:
+    def pace_seconds(self, mode: Mode) -> float | None:
+        """`pace` in seconds. Raises InputError outside 0 to 10,000 ms, or without a canvas."""
+        if self.pace is None:
+            return None
+        flags = {"--json": self.as_json, "--no-live": not self.live, f"--mode {mode}": True}
+        without = next(flag for flag, given in flags.items() if given)
+        if without != "--mode diffusion":
+            raise InputError(
+                "--pace is for the live canvas", hint=f"leave it out, or leave {without} out"
+            )
+        if not 0 <= self.pace <= 10_000:
             raise InputError(f"--pace must be from 0 to 10000 milliseconds, not {self.pace}")
-        return None if self.pace is None else self.pace / 1000
+        return self.pace / 1000
 
 
 def ask(
@@ -80,7 +88,7 @@ def ask(
     """
     decoding.check()
     decoding.check_mode()
-    pace = output.pace_seconds()
+    pace = output.pace_seconds(decoding.mode)
     text = prompt_text(prompt or [])
     from sfumato.cli.dialogue import Dialogue
 

@@ -26,6 +26,7 @@ _HARMLESS = (
     "transformers_version",
 )
 _INTEGERS = {"max_new_tokens": 1, "max_denoising_steps": 1, "stability_threshold": 0}
+LEAST_TEMPERATURE = 1e-12  # logits divided by far less are infinite in float32
 _NUMBERS = ("entropy_bound", "t_min", "t_max", "confidence_threshold", "temperature")
 
 
@@ -65,6 +66,12 @@ class GenerationConfig:
                 f"t_max must be above t_min, and {self.t_max} is not above {self.t_min}",
                 hint="the temperature falls from t_max to t_min over the denoising steps",
             )
+        for name in ("t_max", "temperature"):
+            if getattr(self, name) <= LEAST_TEMPERATURE:
+                raise InputError(
+                    f"{name} must be above {LEAST_TEMPERATURE}, not {getattr(self, name)}",
+                    hint="what is divided by less is no number any more",
+                )
         if not isinstance(self.do_sample, bool):
             raise InputError(f"do_sample must be true or false, not {short(self.do_sample)}")
         object.__setattr__(self, "eos_token_id", _checked_ids(self.eos_token_id))
@@ -138,7 +145,7 @@ def _from_fields(fields: Fields, text: TextConfig) -> GenerationConfig:
         raise fields.unsupported("max_length", "use max_new_tokens, which leaves the prompt out")
     fields.ignore(("max_length",))
     t_min = fields.number("t_min", default.t_min, above=-1.0)
-    t_max = fields.number("t_max", default.t_max)
+    t_max = fields.number("t_max", default.t_max, above=LEAST_TEMPERATURE)
     if not 0 <= t_min < t_max:
         raise fields.error("t_max", f"is {t_max}, which must be above t_min, {t_min}, and that 0")
     config = GenerationConfig(
@@ -155,7 +162,7 @@ def _from_fields(fields: Fields, text: TextConfig) -> GenerationConfig:
         pad_token_id=fields.optional_integer("pad_token_id", text.pad_token_id),
         bos_token_id=fields.optional_integer("bos_token_id", text.bos_token_id),
         do_sample=fields.boolean("do_sample", default.do_sample),
-        temperature=fields.number("temperature", default.temperature),
+        temperature=fields.number("temperature", default.temperature, above=LEAST_TEMPERATURE),
     )
     fields.finish()
     return config

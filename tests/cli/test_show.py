@@ -57,6 +57,11 @@ def test_a_folder_with_weights(sfumato: Program, tiny: Path) -> None:
     assert "vision" not in words
 
 
+def test_weights_that_lead_nowhere_count_as_none(sfumato: Program, released: Path) -> None:
+    (released / "model.safetensors").symlink_to("gone")
+    assert "no weights here" in sfumato("show", released).out
+
+
 def test_the_environment_names_the_model(
     sfumato: Program, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

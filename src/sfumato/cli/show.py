@@ -116,7 +116,7 @@ def _attention(config: ModelConfig) -> dict[str, Any]:
 
 def _weight_bytes(folder: Path) -> int | None:
     """Bytes of the weight files, None where there are none (yet)."""
-    sizes = [path.stat().st_size for path in folder.glob("*.safetensors")]
+    sizes = [path.stat().st_size for path in folder.glob("*.safetensors") if path.is_file()]
     return sum(sizes) if sizes else None
 
 

@@ -6,6 +6,7 @@ from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -87,21 +88,21 @@ def test_a_row_with_its_own_seed_gets_what_it_would_get_alone() -> None:
         assert alone.stats.steps[0] == together.stats.steps[row]
 
 
-def test_one_generator_for_all_draws_for_finished_rows_too() -> None:
-    """As the reference does: its batches come out equal only so."""
-    draws, other = draws_for(3, torch.device("cpu")), draws_for(3, torch.device("cpu"))
-    finished = torch.tensor([False, True])
-    probabilities = torch.softmax(torch.randn(2, 4, 7), -1)
-    assert torch.equal(draws.canvas(2, 4, 7, finished), other.canvas(2, 4, 7))
-    assert torch.equal(draws.sample(probabilities, finished), other.sample(probabilities))
+def test_one_generator_for_all_never_leaves_a_row_out() -> None:
+    """As in the reference: its batches come out equal only so."""
+    draws = draws_for(3, torch.device("cpu"))
+    assert not draws.apart
+    assert draws.only(torch.tensor([True, True])) is draws
+    with pytest.raises(AssertionError):
+        draws.only(torch.tensor([True, False]))
 
 
-def test_a_finished_row_keeps_its_canvas_and_its_generator() -> None:
+def test_a_row_that_is_left_out_keeps_its_generator() -> None:
     draws, alone = draws_for([3, 4], torch.device("cpu")), draws_for(4, torch.device("cpu"))
-    finished = torch.tensor([False, True])
-    probabilities = torch.softmax(torch.randn(2, 4, 7), -1)
-    assert draws.canvas(2, 4, 7, finished)[1].tolist() == [0] * 4
-    assert draws.sample(probabilities, finished)[1].tolist() == [0] * 4
+    first = draws.only(torch.tensor([True, False]))
+    probabilities = torch.softmax(torch.randn(1, 4, 7), -1)
+    assert first.canvas(1, 4, 7).shape == (1, 4)
+    assert first.sample(probabilities).shape == (1, 4)
     assert torch.equal(draws.canvas(2, 4, 7)[1], alone.canvas(1, 4, 7)[0])
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -55,27 +56,43 @@ class Watchers:
     on_commit: OnCommit | None = None
 
 
-class _Forward:
-    """The network over a batch, without the finished rows where rows are `apart`."""
+class _Canvases:
+    """The canvases of a batch at one step, those of finished rows held as they were.
 
-    def __init__(self, net: DiffusionGemma, cache: KVCache, *, apart: bool) -> None:
-        self.net, self.cache, self.apart = net, cache, apart
-        self._finished: Tensor | None = None
-        self._part = cache  # the cache of the rows that are left
+    Where rows draw apart, finished rows have left the computation: `at` are the rows [R] that the
+    tensors of a step belong to. Where they share a generator all rows go on to the end, as in the
+    reference, and what finished ones compute is thrown away.
+    """
 
-    def logits(
-        self, current: Tensor, believed: Tensor | None, finished: Tensor, temperature: Tensor
-    ) -> Tensor:
-        """Temperature-scaled logits [B, L, V]; those of left-out rows are the step's before."""
-        if not self.apart or believed is None or not bool(finished.any()):
-            return self.net.denoise(current, self.cache, believed) / temperature
-        going = ~finished
-        if self._finished is None or not finished.equal(self._finished):
-            self._finished, self._part = finished, self.cache.select(going)
-        logits = believed.to(torch.float32, copy=True)
-        fresh = self.net.denoise(current[going], self._part, believed[going])
-        logits[going] = fresh / temperature
-        return logits
+    def __init__(self, start: Tensor) -> None:
+        rows, length = start.shape
+        self.at = torch.arange(rows, device=start.device)
+        self.argmax, self.current = start.clone(), start.clone()
+        self.entropies = torch.zeros(rows, length, device=start.device)
+        self.accepted = torch.zeros(rows, length, dtype=torch.bool, device=start.device)
+        self.finished = torch.zeros(rows, dtype=torch.bool, device=start.device)
+        self.steps = torch.zeros(rows, dtype=torch.long, device=start.device)
+
+    def take(self, argmax: Tensor, current: Tensor, entropies: Tensor, accepted: Tensor) -> None:
+        """Put in what a step found [R, L], but for the rows that had finished before it."""
+        going = ~self.finished[self.at]
+        at = self.at[going]
+        self.steps[at] += 1
+        self.argmax[at], self.current[at] = argmax[going], current[going]
+        self.entropies[at], self.accepted[at] = entropies[going], accepted[going]
+
+    def event(self, canvas_index: int, step: int, steps_max: int) -> StepEvent:
+        """The step just taken, as watchers may keep it."""
+        return StepEvent(
+            canvas_index,
+            step,
+            steps_max,
+            self.argmax.clone(),
+            self.current.clone(),
+            self.entropies.clone(),
+            self.accepted.clone(),
+            self.finished.clone(),
+        )
 
 
 def refine_canvas(
@@ -93,44 +110,32 @@ def refine_canvas(
     canvas while others go on.
     """
     vocab_size, length = net.config.text.vocab_size, net.config.canvas_length
-    rows = cache.batch_size
-    current = draws.canvas(rows, length, vocab_size)
-    argmax, believed = current, None
-    steps = torch.zeros(rows, dtype=torch.long, device=current.device)
-    finished = torch.zeros(rows, dtype=torch.bool, device=current.device)
+    canvases = _Canvases(draws.canvas(cache.batch_size, length, vocab_size))
+    believed: Tensor | None = None
     history = denoising.stopping.history()
-    forward = _Forward(net, cache, apart=draws.apart)
     for taken in range(1, denoising.max_steps + 1):
-        steps += ~finished
-        remaining = torch.tensor(denoising.max_steps + 1 - taken, device=current.device)
+        remaining = torch.tensor(denoising.max_steps + 1 - taken, device=canvases.at.device)
         temperature = denoising.temperature.at(remaining)
-        logits = forward.logits(current, believed, finished, temperature)
-        sampled = draws.sample(torch.softmax(logits, dim=-1), finished)
+        logits = net.denoise(canvases.current[canvases.at], cache, believed) / temperature
+        sampled = draws.sample(torch.softmax(logits, dim=-1))
         entropies = entropy(logits)
         accepted = denoising.acceptance.accept(entropies)
-        fresh = draws.canvas(rows, length, vocab_size, finished)
+        fresh = draws.canvas(len(canvases.at), length, vocab_size)
         renoised = torch.where(accepted, sampled, fresh)
-        held = finished[:, None]
-        argmax = torch.where(held, argmax, logits.argmax(dim=-1))
-        current = torch.where(held, current, renoised)
-        finished = finished | denoising.stopping.done(argmax, entropies, history)
+        canvases.take(logits.argmax(dim=-1), renoised, entropies, accepted)
+        done = denoising.stopping.done(canvases.argmax[canvases.at], entropies, history)
+        canvases.finished[canvases.at] |= done
         believed = logits.to(net.dtype)
         if on_step is not None:
-            on_step(
-                StepEvent(
-                    canvas_index,
-                    taken,
-                    denoising.max_steps,
-                    argmax,
-                    current,
-                    entropies,
-                    accepted,
-                    finished,
-                )
-            )
-        if bool(finished.all()):
+            on_step(canvases.event(canvas_index, taken, denoising.max_steps))
+        if bool(canvases.finished.all()):
             break
-    return argmax, steps
+        if draws.apart and bool(done.any()):
+            going = ~done
+            canvases.at, believed = canvases.at[going], believed[going]
+            cache, draws = cache.select(going), draws.only(going)
+            history = deque((earlier[going] for earlier in history), history.maxlen)
+    return canvases.argmax, canvases.steps
 
 
 @torch.inference_mode()

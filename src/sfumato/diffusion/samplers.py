@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -51,21 +51,19 @@ def check_finite(values: Tensor) -> None:
 
 
 class Draws(Protocol):
-    """The random numbers of a decoding, in the order in which the loop asks for them.
-
-    `finished` [B] marks rows that will not use what is drawn for them.
-    """
+    """The random numbers of a decoding, in the order in which the loop asks for them."""
 
     @property
     def apart(self) -> bool:
-        """Whether each row draws for itself, so that nobody asks what finished rows compute."""
+        """Whether each row draws for itself, so that finished rows can leave the batch."""
 
-    def canvas(
-        self, rows: int, length: int, vocab_size: int, finished: Tensor | None = None
-    ) -> Tensor:
+    def only(self, rows: Tensor) -> Draws:
+        """The draws of the `rows` (a mask [B]) alone, where rows draw apart."""
+
+    def canvas(self, rows: int, length: int, vocab_size: int) -> Tensor:
         """Uniform random ids [rows, length]."""
 
-    def sample(self, probabilities: Tensor, finished: Tensor | None = None) -> Tensor:
+    def sample(self, probabilities: Tensor) -> Tensor:
         """One id a position [B, L] for `probabilities` [B, L, V]."""
 
 
@@ -77,14 +75,16 @@ class SharedDraws:
 
     @property
     def apart(self) -> bool:
-        """False: the reference computes all rows to the end, and the last bit may show it."""
+        """False: leaving a row out would shift what the others draw."""
         return False
 
-    def canvas(
-        self, rows: int, length: int, vocab_size: int, finished: Tensor | None = None
-    ) -> Tensor:
+    def only(self, rows: Tensor) -> SharedDraws:
+        """These draws, if all of the `rows` stay."""
+        assert bool(rows.all())
+        return self
+
+    def canvas(self, rows: int, length: int, vocab_size: int) -> Tensor:
         """Uniform random ids [rows, length]."""
-        del finished  # all rows share the stream: leaving one out would shift the others
         return torch.randint(
             vocab_size,
             (rows, length),
@@ -92,9 +92,8 @@ class SharedDraws:
             device=self.generator.device,
         )
 
-    def sample(self, probabilities: Tensor, finished: Tensor | None = None) -> Tensor:
+    def sample(self, probabilities: Tensor) -> Tensor:
         """One id a position [B, L] for `probabilities` [B, L, V]."""
-        del finished
         flat = probabilities.flatten(0, 1)
         try:
             drawn = torch.multinomial(flat, 1, generator=self.generator)
@@ -108,8 +107,8 @@ class SharedDraws:
 class RowDraws:
     """One generator a row, so that each row gets what it would get alone.
 
-    A finished row draws nothing and gets zeros: alone it would be at its next canvas already, and
-    its generator must be where it would be then.
+    A row that has finished its canvas must draw nothing until the next one: its generator is then
+    where it would be alone. `only` leaves it out.
     """
 
     generators: tuple[torch.Generator, ...]
@@ -119,30 +118,21 @@ class RowDraws:
         """True."""
         return True
 
-    def canvas(
-        self, rows: int, length: int, vocab_size: int, finished: Tensor | None = None
-    ) -> Tensor:
+    def only(self, rows: Tensor) -> RowDraws:
+        """The draws of the `rows` (a mask [B]) alone."""
+        pairs = zip(self.generators, rows.tolist(), strict=True)
+        return RowDraws(tuple(generator for generator, stays in pairs if stays))
+
+    def canvas(self, rows: int, length: int, vocab_size: int) -> Tensor:
         """Uniform random ids [rows, length]."""
-        device = self.generators[0].device
-        out = torch.zeros(rows, length, dtype=torch.long, device=device)
-        for row, generator in self._drawing(rows, finished):
-            out[row] = SharedDraws(generator).canvas(1, length, vocab_size)[0]
-        return out
-
-    def sample(self, probabilities: Tensor, finished: Tensor | None = None) -> Tensor:
-        """One id a position [B, L] for `probabilities` [B, L, V]."""
-        rows, length = probabilities.shape[:2]
-        out = torch.zeros(rows, length, dtype=torch.long, device=probabilities.device)
-        for row, generator in self._drawing(rows, finished):
-            out[row] = SharedDraws(generator).sample(probabilities[row, None])[0]
-        return out
-
-    def _drawing(self, rows: int, finished: Tensor | None) -> Iterator[tuple[int, torch.Generator]]:
         assert rows == len(self.generators)
-        done = [False] * rows if finished is None else finished.tolist()
-        for row, generator in enumerate(self.generators):
-            if not done[row]:
-                yield row, generator
+        each = [SharedDraws(one).canvas(1, length, vocab_size) for one in self.generators]
+        return torch.cat(each)
+
+    def sample(self, probabilities: Tensor) -> Tensor:
+        """One id a position [B, L] for `probabilities` [B, L, V]."""
+        rows = zip(self.generators, probabilities.split(1), strict=True)
+        return torch.cat([SharedDraws(one).sample(row) for one, row in rows])
 
 
 def draws_for(seed: int | Sequence[int], device: torch.device) -> Draws:

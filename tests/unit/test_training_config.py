@@ -41,6 +41,9 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"stepz": 3}, "unknown field stepz"),
     ({"max_steps": 0}, "max_steps must be between 1"),
     ({"max_steps": True}, "max_steps must be an integer"),
+    ({"run_dir": " "}, "run_dir is empty"),
+    ({"workers": 2, "compile": True}, "workers must be 1 with compile = true"),
+    ({"experts": "few"}, "experts is 'few', not one of dense, grouped"),
     ({"precision": "fp8"}, "precision is 'fp8', not one of bfloat16, float32"),
     ({"family": []}, "family must be one or more"),
     ({"family": [{"source": "sudoku"}]}, r"family\[0\].rows is missing"),
@@ -114,3 +117,9 @@ def test_files_that_are_no_recipe(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match="is not TOML"):
         load_train_config(path)
+    path.write_bytes(b"#" * (1 << 20) + b"\n")
+    with pytest.raises(ConfigError, match="1,048,577 bytes are no recipe"):
+        load_train_config(path)
+    for other in (tmp_path, Path("/dev/zero")):
+        with pytest.raises(ConfigError, match="is no file"):
+            load_train_config(other)

@@ -13,6 +13,7 @@ from sfumato.errors import ConfigError
 
 PRECISIONS = ("bfloat16", "float32")
 MOST_TOKENS = 1 << 20
+MOST_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,6 +207,10 @@ def load_train_config(path: str | Path) -> TrainConfig:
     """Read a recipe. Raises ConfigError naming the file, the key and what it should be."""
     path = Path(path)
     try:
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"{path}: is no file", hint="give a recipe, a file in TOML")
+        if path.stat().st_size > MOST_BYTES:
+            raise ConfigError(f"{path}: {path.stat().st_size:,} bytes are no recipe")
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as problem:
         raise ConfigError(f"{path}: cannot be read: {problem.strerror or problem}") from None
@@ -241,6 +246,8 @@ def parse_train_config(data: dict[str, Any], source: str = "train config") -> Tr
         evaluation=_evaluation(top.child("evaluation", {})),
     )
     top.finish()
+    if not config.run_dir.strip():
+        raise top.error("run_dir", "is empty; name the folder that the run is kept in")
     if config.compile and config.workers > 1:
         raise top.error("workers", "must be 1 with compile = true: torch compiles in one thread")
     for index, family in enumerate(config.families):

@@ -106,7 +106,7 @@ def _dtype(dtype: torch.dtype | str | None, config: ModelConfig) -> torch.dtype:
         return dtype
     name = config.dtype if dtype is None else dtype
     if not isinstance(name, str) or name not in DTYPES:
-        raise InputError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype}")
+        raise InputError(f"dtype must be one of {', '.join(DTYPES)}, not {str(name)!r}")
     return DTYPES[name]
 
 
@@ -118,6 +118,7 @@ def _device(device: torch.device | str) -> torch.device:
         if target.type == "meta":
             raise RuntimeError("it holds shapes and no numbers")
     except (RuntimeError, AssertionError) as problem:
-        reason = str(problem).splitlines()[0]
+        # Of a backend that is not built in, torch lists every operator it has.
+        reason = str(problem).splitlines()[0].split(". ")[0][:160]
         raise InputError(f"device {str(device)!r} cannot be used: {reason}") from None
     return target

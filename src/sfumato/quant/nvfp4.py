@@ -162,6 +162,28 @@ def decode(tensor: Nvfp4Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return weight
 
 
+def is_from(stored: Nvfp4Tensor, weight: Tensor, rule: ScaleRule) -> bool:
+    """Whether `stored` is what the rule can make of the matrix `weight` with its tensor scale.
+
+    Every scale must be one of the rule's candidates, and every code the nearest one.
+    """
+    if tuple(weight.shape) != stored.shape or weight.dim() != 2:
+        return False
+    for rows in _row_chunks(weight):
+        groups = weight[rows].float().reshape(-1, weight.shape[-1] // GROUP, GROUP)
+        scale = stored.scale[rows]
+        largest = groups.abs().amax(dim=-1)
+        known = torch.zeros(scale.shape, dtype=torch.bool, device=weight.device)
+        for multiple in rule.largest_as:
+            candidate = group_scales(largest, multiple, stored.tensor_scale)
+            known |= candidate.view(torch.uint8) == scale.view(torch.uint8)
+        step = (scale.float() * stored.tensor_scale).unsqueeze(-1)
+        codes = pack(nearest_codes(groups / step).flatten(-2))
+        if not (bool(known.all()) and torch.equal(codes, stored.packed[rows])):
+            return False
+    return True
+
+
 def check_scales(tensor: Nvfp4Tensor) -> None:
     """Raise QuantisationError for scales that no weight can have: see `decode`."""
     if bool((tensor.scale.view(torch.uint8) >= 0x7F).any()):  # NaN, and everything below zero

@@ -51,6 +51,10 @@ class WeightFiles:
         """The tensor called `name` in its file, in place."""
         return self._file_of[name].tensor(name)
 
+    def release(self, name: str) -> None:
+        """Let go of the memory that reading the tensor took: see `SafetensorsFile.release`."""
+        self._file_of[name].release(name)
+
     def _read_shards(self, weight_map: Mapping[str, str]) -> None:
         for file_name in sorted(set(weight_map.values())):
             self._open(file_name)

@@ -22,7 +22,7 @@ _NVFP4_BYTES = (4 + 8 / 16) / 8
 _QUANTISABLE = (".self_attn.", ".mlp.", ".experts.", ".self_conditioning.")
 _VISION = ("model.encoder.vision_tower.", "model.encoder.embed_vision.")
 
-_PARTS = (
+PARTS = (
     "embedding",
     "attention",
     "dense_mlp",
@@ -79,11 +79,11 @@ class Inventory:
 
 def take_inventory(config: ModelConfig) -> Inventory:
     """Count what a network of `config` holds, on the meta device."""
-    parts = dict.fromkeys(_PARTS, 0)
+    parts = dict.fromkeys(PARTS, 0)
     tensors = build_on_meta(config).state_dict()
     quantised = 0
     for name, tensor in tensors.items():
-        parts[_part(name)] += tensor.numel()
+        parts[part_of(name)] += tensor.numel()
         text_matrix = not name.startswith(_VISION) and tensor.dim() >= 2
         if text_matrix and any(mark in name for mark in _QUANTISABLE):
             quantised += tensor.numel()
@@ -99,7 +99,8 @@ def take_inventory(config: ModelConfig) -> Inventory:
     )
 
 
-def _part(name: str) -> str:
+def part_of(name: str) -> str:
+    """The part of the inventory that a tensor of the network counts to."""
     if name.startswith(_VISION):
         return "vision"
     for mark, part in _MARKS.items():

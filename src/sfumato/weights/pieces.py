@@ -107,7 +107,7 @@ class _Gatherer:
     def gather(self, name: str, shape: tuple[int, ...]) -> tuple[Piece, ...]:
         if name in self._found and not self._is_codes(name):
             return (self._plain(name, shape),)
-        matrices = list(_matrices(name, shape))
+        matrices = list(matrices_of(name, shape))
         if not any(self._is_there(module) for module, _ in matrices):
             self._findings.missing.append(name)
             return ()
@@ -166,7 +166,7 @@ class _Gatherer:
         return sources[0]
 
 
-def _matrices(name: str, shape: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, int]]]:
+def matrices_of(name: str, shape: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, int]]]:
     """The modules, with the shapes of their weights, that can make up a tensor in NVFP4."""
     if len(shape) == 3 and name.endswith(_GATE_UP):
         experts = name.removesuffix("gate_up_proj")

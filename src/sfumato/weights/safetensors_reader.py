@@ -93,6 +93,18 @@ class SafetensorsFile:
         flat = torch.frombuffer(self._map, dtype=dtype, count=count, offset=entry.start)
         return flat.reshape(entry.shape)
 
+    def release(self, name: str) -> None:
+        """Let the system take back the memory of a tensor's pages; they are read again if used.
+
+        What was written into the tensor is lost with them.
+        """
+        if not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        entry = self.entries[name]
+        start = entry.start - entry.start % mmap.PAGESIZE
+        if entry.stop > start:
+            self._map.madvise(mmap.MADV_DONTNEED, start, entry.stop - start)
+
 
 def _map_privately(descriptor: int, size: int) -> mmap.mmap:
     if sys.platform == "win32":

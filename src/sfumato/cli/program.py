@@ -17,6 +17,7 @@ from sfumato.cli.export import export
 from sfumato.cli.grouped import grouped
 from sfumato.cli.list_models import list_models
 from sfumato.cli.pull import pull
+from sfumato.cli.quantize import quantize
 from sfumato.cli.remove import remove
 from sfumato.cli.show import show
 from sfumato.cli.train import train
@@ -41,6 +42,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "eval": evaluate,
     "train": train,
     "export": export,
+    "quantize": quantize,
     "doctor": doctor,
     "completion": completion,
 }

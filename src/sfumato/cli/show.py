@@ -31,6 +31,7 @@ def show(
     folder = config_folder(name)
     from sfumato.config.generation import load_generation_config
     from sfumato.config.parse import load_config
+    from sfumato.config.quantisation import load_quantisation
     from sfumato.weights.inventory import take_inventory
 
     config = load_config(folder)
@@ -38,6 +39,10 @@ def show(
     report = describe(config, generation, take_inventory(config))
     report = {"model": display_name(name), "folder": str(folder), **report}
     report["memory"]["files"] = _weight_bytes(folder)
+    report["quantisation"] = None
+    if (found := load_quantisation(folder)) is not None:
+        kept = list(found.kept)
+        report["quantisation"] = {"format": "nvfp4", "dialect": found.dialect, "kept": kept}
     if as_json:
         print_json(report)
     else:
@@ -120,6 +125,13 @@ def _weight_bytes(folder: Path) -> int | None:
     return sum(sizes) if sizes else None
 
 
+def _stored_as(report: dict[str, Any]) -> str:
+    found = report["quantisation"]
+    if found is None:
+        return str(report["dtype"])
+    return f"NVFP4 ({found['dialect']}), the rest {report['dtype']}"
+
+
 def _lines(report: dict[str, Any]) -> list[tuple[str, str]]:
     parameters, memory, layers = report["parameters"], report["memory"], report["layers"]
     experts, decoding, ids = report["experts"], report["decoding"], report["ids"]
@@ -138,7 +150,7 @@ def _lines(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("in float32", human_bytes(memory["float32"])),
         ("in bfloat16", human_bytes(memory["bfloat16"])),
         ("in NVFP4", f"about {human_bytes(memory['nvfp4_estimate'])}"),
-        ("stored as", report["dtype"]),
+        ("stored as", _stored_as(report)),
         ("layers", f"{kinds} ({layers['pattern']})"),
         ("hidden size", f"{report['hidden_size']}"),
         ("experts", f"{experts['count']}, {experts['per_token']} a token, {experts['size']} wide"),

@@ -1,6 +1,6 @@
 """What a checkpoint's configuration says of its NVFP4 tensors, in both published dialects.
 
-ModelOpt (NVIDIA) writes `hf_quant_config.json` and, since 0.30, the same once more as
+ModelOpt (NVIDIA) writes `hf_quant_config.json` and, in later releases, the same once more as
 `quantization_config` in config.json; compressed-tensors (vLLM, Red Hat) writes the latter alone.
 Everything else, and every field nobody here has heard of, is refused by name.
 """

@@ -37,8 +37,8 @@ SMALL_FOLDER = Path(__file__).parent / "small"
 # Up to this many expert columns in all (E * F), one wide product over every expert is cheaper than
 # finding out which rows belong to which expert.
 DENSE_EXPERTS_WIDTH = 1024
-# Logits of a step that `answer` holds at once, over all its rows, 33 MB in fp32: 48 rows of the
-# small model, one of the released one.
+# Logits of a step that `answer` holds at once, over all its rows: 33 MB in fp32, 48 rows of the
+# small model. One row always goes, which for the released model is 2^26 logits, 268 MB.
 ANSWER_LOGITS = 1 << 23
 
 

@@ -90,6 +90,19 @@ def test_family_mistakes_are_named(tmp_path: Path, changes: dict[str, Any], mess
         parse_train_config(tables)
 
 
+def test_leftovers_that_are_none_are_refused(tmp_path: Path) -> None:
+    tables = recipe(tmp_path)
+    family = tables["family"][0] | {"fitting_only": True}
+    tables["family"] = [family, family | {"leftover": True}]
+    with pytest.raises(ConfigError, match=r"family\[1\].leftover .* is as wide"):
+        parse_train_config(tables)
+    tables["family"] = [family | {"source": "text"}, family | {"leftover": True}]
+    with pytest.raises(ConfigError, match=r"family\[1\].leftover .* no earlier family"):
+        parse_train_config(tables)
+    tables["family"] = [family | {"prompt_width": 8}, family | {"leftover": True}]
+    assert parse_train_config(tables).families[1].leftover
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -167,7 +167,9 @@ def test_examples_that_do_not_fit_are_named_or_passed_over(tmp_path: Path) -> No
 
 def test_a_family_of_leftovers_takes_what_the_earlier_ones_would_not(tmp_path: Path) -> None:
     narrow = {"prompt_width": 12, "stream_width": 18, "fitting_only": True, "rows": 2}
-    made = data(tmp_path, narrow, {"fitting_only": True, "leftover": True, "rows": 1})
+    made = data(
+        tmp_path, narrow, {"fitting_only": True, "leftover": True, "rows": 1, "candidates": 9}
+    )
     for step in range(4):
         assert int(made.batch(step, 0).starts.max()) <= 12
         assert int(made.batch(step, 1).starts.min()) > 12

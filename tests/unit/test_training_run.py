@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -124,12 +125,17 @@ def test_a_run_starts_from_a_checkpoint_of_its_shape(tmp_path: Path) -> None:
     assert first.export is not None
     again = recipe(tmp_path, init_from=str(first.export), run_dir=str(tmp_path / "again"))
     trainer = Trainer(parse_train_config(again), RunDir(tmp_path / "again"), quiet())
+    trainer.start_from(str(first.export))
     exported = load_network(first.export, torch.float32)[0].state_dict()
     assert_equal_bits(dict(trainer.net.state_dict()), dict(exported))
-    assert trainer.step == 0
-    again["model"] = again["model"] | {"top_k_experts": 1}
+    assert_equal_bits(dict(trainer.weights), dict(exported))
+    other = again | {"model": again["model"] | {"top_k_experts": 1}}
     with pytest.raises(TrainingError, match="another network than the recipe describes"):
-        Trainer(parse_train_config(again), RunDir(tmp_path / "again"), quiet())
+        train(parse_train_config(other), progress=quiet())
+    train(parse_train_config(again), progress=quiet())
+    shutil.rmtree(first.export)  # resuming needs what was begun with no more
+    outcome = train(parse_train_config(again | {"max_steps": 7}), resume=True, progress=quiet())
+    assert outcome.step == 7
 
 
 @pytest.mark.slow

@@ -45,6 +45,11 @@ class KVCache:
             self.padded,
         )
 
+    def take(self, other: KVCache) -> None:
+        """Become what `other`, a fork of this cache that has been appended to, is now."""
+        for name in other.__dataclass_fields__:
+            setattr(self, name, getattr(other, name))
+
     def select(self, rows: Tensor) -> KVCache:
         """A cache over the same prefixes of the `rows` (a mask [B]) alone."""
         chosen = self.fork()

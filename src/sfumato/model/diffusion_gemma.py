@@ -178,13 +178,15 @@ class DiffusionGemma(nn.Module):
             images = self._image_places(input_ids, soft_tokens)
         numbers = images.flatten().cumsum(0).view_as(images) - 1  # of the soft tokens, row by row
         hidden, start = [], 0
+        grown = cache.fork()  # a pass that fails leaves the caller's cache as it was
         for end in self._cuts(images, cache.length):
             part = slice(start, end)
             soft = None
             if soft_tokens is not None:
                 soft = soft_tokens[numbers[:, part][images[:, part]]]
-            hidden.append(self._encode_pass(input_ids[:, part], real[:, part], cache, soft))
+            hidden.append(self._encode_pass(input_ids[:, part], real[:, part], grown, soft))
             start = end
+        cache.take(grown)
         return hidden[0] if len(hidden) == 1 else torch.cat(hidden, dim=1), cache
 
     def _cuts(self, images: Tensor, held: int) -> list[int]:

@@ -17,7 +17,7 @@ class SelfConditioning:
     """A share of the canvases sees the logits of a first pass without gradient, the rest zeros.
 
     The logits are divided by a temperature uniform in [t_min, t_max], as decoding's schedule would
-    have it at a random step. The share is met exactly in every micro-batch: canvases of a row are
+    have it at a random step. The share is met exactly where it can be: canvases of a row are
     exchangeable, so it is the first ones of each row, or the first rows where a row has too few;
     where rows do not come out even, whether one more is taken is drawn so that the mean is right.
 

@@ -95,11 +95,12 @@ class DataConfig:
 class FamilyConfig:
     """One micro-batch of every step: `rows` prompts with `canvases` noisy canvases each.
 
-    `source` is "sudoku", "text" or a .jsonl file of {"prompt", "answer"}. The tensors have fixed
-    widths, so that a compiled step is compiled once: prompts are padded to `prompt_width`, prompt
-    and clean answer together to `stream_width`, canvases cut to `canvas_width`. Examples that do
-    not fit are refused, or with `fitting_only` passed over; with `leftover` those that an earlier
-    family of the source would take are passed over too.
+    `source` is "sudoku", "text" or a .jsonl file of {"prompt", "answer"}. Prompts take at most
+    `prompt_width`, prompt and clean answer together `stream_width`; canvases are cut to
+    `canvas_width`. Compiled, all are padded to that, so that a step is compiled once. Examples that
+    do not fit are refused, or with `fitting_only` passed over: of `candidates` for each row the
+    first that fit are taken. With `leftover` those that an earlier family of the source would take
+    are passed over too.
     """
 
     source: str
@@ -111,6 +112,7 @@ class FamilyConfig:
     weight: float = 1.0
     fitting_only: bool = False
     leftover: bool = False
+    candidates: int = 4
     encoder_weight: float = 1.0  # 1.0: as published
     encoder_probability: float = 1.0  # share of the steps that carry the encoder's loss
     encoder_on: str = "all"  # or "answer": no loss on the prompt's own tokens
@@ -252,6 +254,7 @@ def parse_train_config(data: dict[str, Any], source: str = "train config") -> Tr
         raise top.error("workers", "must be 1 with compile = true: torch compiles in one thread")
     for index, family in enumerate(config.families):
         _check_family(top, index, family, config.model)
+        _check_leftover(top, index, config.families)
     return config
 
 
@@ -315,6 +318,7 @@ def _family(table: Fields) -> FamilyConfig:
         weight=table.number("weight", 1.0),
         fitting_only=table.boolean("fitting_only", False),
         leftover=table.boolean("leftover", False),
+        candidates=table.integer("candidates", 4, high=4096),
         encoder_weight=_number(table, "encoder_weight", 1.0),
         encoder_probability=_number(table, "encoder_probability", 1.0, most=1.0),
         encoder_on=_choice(table, "encoder_on", ("all", "answer")),
@@ -330,14 +334,29 @@ def _check_family(top: Fields, index: int, family: FamilyConfig, model: ModelSha
     known = family.source in ("sudoku", "text") or family.source.endswith(".jsonl")
     if not known:
         raise error("source", f'is {short(family.source)}, not "sudoku", "text" or a .jsonl file')
-    if family.leftover and not family.fitting_only:
-        raise error("leftover", "needs fitting_only")
     if family.canvas_width > model.canvas_length:
         raise error("canvas_width", f"is more than model.canvas_length, {model.canvas_length}")
     if family.stream_width < family.prompt_width:
         raise error("stream_width", "is less than prompt_width, which it includes")
     if family.stream_width + family.canvas_width > model.max_position_embeddings:
         raise error("stream_width", "leaves no room for a canvas in max_position_embeddings")
+
+
+def _check_leftover(top: Fields, index: int, families: tuple[FamilyConfig, ...]) -> None:
+    """Refuse a `leftover` that would do nothing, or leave nothing over."""
+    family = families[index]
+    if not family.leftover:
+        return
+    name = f"family[{index}].leftover"
+    if not family.fitting_only:
+        raise top.error(name, "needs fitting_only")
+    earlier = [other for other in families[:index] if other.source == family.source]
+    if not earlier:
+        raise top.error(name, "is true, and no earlier family has the source " + family.source)
+    widths = ("prompt_width", "stream_width", "canvas_width")
+    for other in earlier:
+        if all(getattr(other, width) >= getattr(family, width) for width in widths):
+            raise top.error(name, "is true, and an earlier family of the source is as wide")
 
 
 def _noise(table: Fields) -> NoiseConfig:

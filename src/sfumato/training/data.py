@@ -27,7 +27,6 @@ from sfumato.training.losses import IGNORED, Batch
 SMALL_FOLDER = Path(__file__).parent.parent / "small"
 TURN_END = "<turn|>"
 _MARK = "sfumato-prompt-goes-here"
-_DRAWS = 12  # candidates a row, at most, for families that pass over what does not fit
 _DIFFERENT = 1 << 20  # families of one source draw different examples
 
 
@@ -109,6 +108,14 @@ class Data:
         curriculum = HoleCurriculum(data.sudoku_ramp, data.sudoku_hard)
         return Mixture(dict(data.text_weights) or None, self.config.seed, bank, curriculum)
 
+    def prepare(self) -> None:
+        """Make now what the first batches would: several workers may ask for it at once."""
+        if any(family.source in ("sudoku", "text") for family in self.config.families):
+            _ = self.mixture
+        for family in self.config.families:
+            if family.source.endswith(".jsonl"):
+                self._from_file(family.source, 0, 1)
+
     def batch(self, step: int, index: int) -> Batch:
         """The micro-batch of family number `index` at `step` (0-based)."""
         family = self.config.families[index]
@@ -119,7 +126,7 @@ class Data:
 
     def _pieces(self, step: int, index: int, rng: random.Random) -> list[Piece]:
         family = self.config.families[index]
-        count = family.rows * (_DRAWS if family.fitting_only else 1)
+        count = family.rows * (family.candidates if family.fitting_only else 1)
         before = self.config.families[:index] if family.leftover else ()
         earlier = [other for other in before if other.source == family.source]
         pieces: list[Piece] = []
@@ -140,8 +147,10 @@ class Data:
         if len(pieces) < family.rows:
             raise TrainingError(
                 f"family {index} ({family.source}): of {count} examples only {len(pieces)} fit "
-                f"its widths, and it needs {family.rows}",
-                hint="raise prompt_width, stream_width or canvas_width",
+                "its widths"
+                + (" and not those of earlier families" if earlier else "")
+                + f", and it needs {family.rows}",
+                hint="raise its candidates, or prompt_width, stream_width or canvas_width",
             )
         return pieces
 

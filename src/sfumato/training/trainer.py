@@ -2,7 +2,8 @@
 
 Everything random is drawn from generators seeded by (seed, step, family), so a run's whole state is
 its weights, its optimiser and its step: killed at any moment and resumed, it ends with the very
-bits of a run that was left alone (same threads, precision and compilation).
+bits of a run that was left alone (same threads, workers, precision,
+experts and compilation).
 """
 
 from __future__ import annotations
@@ -82,6 +83,8 @@ def train(
         trainer = Trainer(config, run, progress or Progress())
         if resume:
             trainer.load(run.newest())
+        elif config.init_from:
+            trainer.start_from(config.init_from)
         return trainer.run()
     finally:
         torch.set_num_threads(before[0])
@@ -100,8 +103,6 @@ class Trainer:
         self.seconds = 0.0  # spent training, over all resumed parts
         model = config.model.build()
         self.net = new_network(model, config.seed)
-        if config.init_from:
-            start_from(self.net, config.init_from)
         with_experts(self.net, cast(Any, config.experts))
         self.net.checkpoint_layers = config.checkpoint_layers
         self.data = Data(config, model, run.path)
@@ -114,6 +115,12 @@ class Trainer:
         self.average = Average(self.net.state_dict(), decay) if decay else None
         self._stop = False
         self._pool: ThreadPoolExecutor | None = None
+
+    def start_from(self, folder: str) -> None:
+        """Begin with the weights of the checkpoint in `folder` instead of fresh ones."""
+        start_from(self.net, folder)
+        if self.average is not None:
+            self.average = Average(self.net.state_dict(), self.average.decay)
 
     @property
     def weights(self) -> dict[str, Tensor]:
@@ -215,6 +222,7 @@ class Trainer:
         if self.config.workers == 1:
             return map(work, numbers)
         if self._pool is None:
+            self.data.prepare()
             share = max(1, torch.get_num_threads() // self.config.workers)
             self._pool = ThreadPoolExecutor(
                 self.config.workers, initializer=torch.set_num_threads, initargs=(share,)

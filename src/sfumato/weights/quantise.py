@@ -196,6 +196,11 @@ def _check_places(source: Path, folder: Path) -> None:
         raise InputError(f"{folder} is in the checkpoint itself", hint="choose another folder")
     if is_there(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder}: exists already", hint="choose another folder")
+    if folder.is_symlink() or (is_there(folder) and folder.is_mount()):
+        # Whole at the end means renamed to this name, which neither of them gives away.
+        raise InputError(
+            f"{folder} is a link or the root of a disk", hint="give a new folder inside it"
+        )
 
 
 def _identity(source: Path) -> dict[str, Any]:
@@ -253,6 +258,8 @@ def _lock(file: BinaryIO) -> bool:
 
 def _check_space(aside: Path, jobs: Sequence[Job]) -> None:
     """Say so at once when the files cannot fit, instead of after an hour of writing."""
+    for begun in aside.glob("*.part"):
+        begun.unlink()
     finished = sum(path.stat().st_size for path in aside.glob("*.safetensors"))
     needed = sum(job.size for job in jobs) - finished
     free = shutil.disk_usage(aside).free
@@ -297,6 +304,11 @@ def _write_shards(
         total = sum(job.size for jobs in shards for job in jobs)
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         _write_json(aside / INDEX, index)
+    # A run that was killed between giving up its plan and its folder's name may have left others.
+    own = {*weight_map.values(), INDEX if len(shards) > 1 else ""}
+    for path in (*aside.glob("*.safetensors"), aside / INDEX):
+        if path.name not in own:
+            path.unlink(missing_ok=True)
 
 
 def _write_shard(path: Path, jobs: Sequence[Job], source: _Source) -> None:

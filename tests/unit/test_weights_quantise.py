@@ -320,3 +320,27 @@ def test_checking_notices_every_kind_of_change(rule: Any) -> None:
     assert not is_from(Nvfp4Tensor(stored.packed, scales, stored.tensor_scale), weight, rule)
     twice = 2 * stored.tensor_scale
     assert not is_from(Nvfp4Tensor(stored.packed, stored.scale, twice), weight, rule)
+
+
+def test_what_a_run_without_a_plan_left_is_not_published(source: Path, tmp_path: Path) -> None:
+    """Killed after its plan was given up and before the folder had its name."""
+    whole = tmp_path / "whole"
+    quantise_checkpoint(source, whole)
+    shutil.copytree(whole, aside_of(tmp_path / "q"))
+    quantise_checkpoint(source, tmp_path / "q", max_shard_bytes=SMALL_SHARDS)
+    assert not (tmp_path / "q" / SINGLE).exists()
+    load_network(tmp_path / "q")
+    shutil.copytree(tmp_path / "q", aside_of(tmp_path / "again"))
+    quantise_checkpoint(source, tmp_path / "again")
+    assert contents(tmp_path / "again") == contents(whole)
+
+
+@pytest.mark.parametrize("dangling", [False, True])
+def test_a_link_is_no_new_folder(source: Path, tmp_path: Path, dangling: bool) -> None:
+    target = tmp_path / "disk"
+    if not dangling:
+        target.mkdir()
+    (tmp_path / "q").symlink_to(target)
+    with pytest.raises(InputError, match="is a link or the root of a disk"):
+        quantise_checkpoint(source, tmp_path / "q")
+    assert not aside_of(tmp_path / "q").exists()

@@ -9,8 +9,9 @@ import typer
 
 from sfumato.cli.checkpoint import SMALL
 from sfumato.cli.export import BESIDE, parse_size
+from sfumato.cli.interrupts import leaving_at_once
 from sfumato.cli.options import chosen_model
-from sfumato.cli.terminal import human_bytes, human_count, note, print_json, print_table
+from sfumato.cli.terminal import human_bytes, human_count, note, print_json, print_table, say
 from sfumato.config.checkpoint_file import check_inside
 from sfumato.errors import CheckpointError
 
@@ -57,9 +58,10 @@ def quantize(
     vLLM does not read a quantised self-conditioning: keep that for it.
     """
     limit = parse_size(max_shard_size)
-    from sfumato.cli.checkpoint import weights_folder
-    from sfumato.quant.nvfp4 import FOUR_OVER_SIX, MODELOPT
-    from sfumato.weights.quantise import quantise_checkpoint
+    with leaving_at_once():
+        from sfumato.cli.checkpoint import weights_folder
+        from sfumato.quant.nvfp4 import FOUR_OVER_SIX, MODELOPT
+        from sfumato.weights.quantise import quantise_checkpoint
 
     assert number_format == "nvfp4"
     source = weights_folder(None if model == SMALL else chosen_model(model))
@@ -131,4 +133,4 @@ def _print(report: dict[str, Any]) -> None:
     print_table(("part", "values", "before", "after", "relative error"), rows, right="lrrrr")
     before, after = (human_bytes(report[f"bytes_{when}"]) for when in ("before", "after"))
     print(f"{before} to {after}, {report['quantised_share_of_bytes']:.1%} of them quantised")
-    print(report["folder"])
+    say(report["folder"])

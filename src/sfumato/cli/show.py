@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sfumato.cli.checkpoint import config_folder, display_name
+from sfumato.cli.interrupts import leaving_at_once
 from sfumato.cli.options import MODEL_HELP, chosen_model
 from sfumato.cli.terminal import human_bytes, human_count, print_json, print_pairs
 
@@ -29,10 +30,11 @@ def show(
     """
     name = chosen_model(model)
     folder = config_folder(name)
-    from sfumato.config.generation import load_generation_config
-    from sfumato.config.parse import load_config
-    from sfumato.config.quantisation import load_quantisation
-    from sfumato.weights.inventory import take_inventory
+    with leaving_at_once():
+        from sfumato.config.generation import load_generation_config
+        from sfumato.config.parse import load_config
+        from sfumato.config.quantisation import load_quantisation
+        from sfumato.weights.inventory import take_inventory
 
     config = load_config(folder)
     generation = load_generation_config(folder, config.text)

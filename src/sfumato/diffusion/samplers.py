@@ -131,8 +131,8 @@ class RowDraws:
 
     def sample(self, probabilities: Tensor) -> Tensor:
         """One id a position [B, L] for `probabilities` [B, L, V]."""
-        rows = zip(self.generators, probabilities.split(1), strict=True)
-        return torch.cat([SharedDraws(one).sample(row) for one, row in rows])
+        rows = zip(self.generators, probabilities, strict=True)
+        return torch.cat([SharedDraws(one).sample(row[None]) for one, row in rows])
 
 
 def draws_for(seed: int | Sequence[int], device: torch.device) -> Draws:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -73,3 +75,28 @@ def test_cuts_reach_the_end_and_spare_images(places: list[bool], cells: int, hel
         most = max(1, cells // (held + len(places)))
         starts = [0, *cuts[:-1]]
         assert all(end - start <= most for start, end in zip(starts, cuts, strict=True))
+
+
+def test_a_pass_that_fails_leaves_the_cache_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = network(300)
+    ids = prompt(1, 40)
+    cache = net.encode(ids[:, :5])
+    before = cache.fork()
+    passes = 0
+    plain = DiffusionGemma._encode_pass
+
+    def failing(self: DiffusionGemma, *arguments: Any) -> Tensor:
+        nonlocal passes
+        passes += 1
+        if passes == 3:
+            raise MemoryError
+        return plain(self, *arguments)
+
+    monkeypatch.setattr(DiffusionGemma, "_encode_pass", failing)
+    with pytest.raises(MemoryError):
+        net.encode(ids, cache)
+    assert passes == 3
+    assert cache.length == before.length == 5
+    assert all(torch.equal(a, b) for a, b in zip(cache.keys, before.keys, strict=True))
+    monkeypatch.undo()
+    assert net.encode(ids, cache).length == 45

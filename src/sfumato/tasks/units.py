@@ -138,11 +138,17 @@ def _value(rng: random.Random, conversion: Conversion) -> Decimal:
     return value * 10 ** rng.randint(0, 2) if conversion.factor < 1 else value
 
 
-def _kept_out(conversion: Conversion, value: Decimal) -> bool:
-    """Held out: a tenth of (pair, value), but none of a pair's first dozen values."""
-    few = value <= 12 * conversion.grain
+def _kept_out(conversion: Conversion, value: Decimal, sentence: str) -> bool:
+    """Whether an example is held out.
+
+    Of conversions by powers of ten, a tenth of (pair, value) is, but none of the first dozen
+    values. The others are tables of at most 160 values, which are learnt by heart: of them a tenth
+    of the sentences is held out, whatever their letters' case and their last mark.
+    """
+    if conversion.most:
+        return held_out("unit sentence", sentence.lower().rstrip(".?"))
     key = f"{plain(value)} {conversion.source} {conversion.target}"
-    return not few and held_out("unit", key)
+    return value > 12 and held_out("unit", key)
 
 
 def _spelled(rng: random.Random, unit: str, value: Decimal | None) -> str:
@@ -150,6 +156,14 @@ def _spelled(rng: random.Random, unit: str, value: Decimal | None) -> str:
     if value == 1:
         return rng.choice((kind.one, kind.short if kind.short != kind.many else kind.one))
     return rng.choice((kind.short, kind.short, kind.many, kind.many, *kind.other[:1], *kind.other))
+
+
+def _sentence(rng: random.Random, conversion: Conversion, value: Decimal) -> str:
+    source = _spelled(rng, conversion.source, value)
+    glue = "" if source == conversion.source and len(source) < 3 and rng.random() < 0.2 else " "
+    return rng.choice(WORDINGS).format(
+        v=f"{plain(value)}{glue}{source}", t=_spelled(rng, conversion.target, None)
+    )
 
 
 @dataclass(frozen=True)
@@ -164,13 +178,9 @@ class Conversions:
         conversion = rng.choices(CONVERSIONS, [c.weight for c in CONVERSIONS])[0]
         while True:
             value = _value(rng, conversion)
-            if _kept_out(conversion, value) == (split == "heldout"):
+            prompt = _sentence(rng, conversion, value)
+            if _kept_out(conversion, value, prompt) == (split == "heldout"):
                 break
-        source = _spelled(rng, conversion.source, value)
-        glue = "" if source == conversion.source and len(source) < 3 and rng.random() < 0.2 else " "
-        prompt = rng.choice(WORDINGS).format(
-            v=f"{plain(value)}{glue}{source}", t=_spelled(rng, conversion.target, None)
-        )
         result = (value * conversion.factor).quantize(Decimal("0.000001"))
         answer = answer_of(Decimal(plain(result)), conversion.target)
         pair = f"{conversion.source}-{conversion.target}"

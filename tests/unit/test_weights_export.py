@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +23,7 @@ from sfumato.config.parse import load_config
 from sfumato.errors import CheckpointError, InputError
 from sfumato.model.diffusion_gemma import DiffusionGemma
 from sfumato.weights import export as export_module
+from sfumato.weights import safetensors_writer as writer_module
 from sfumato.weights.export import export, plan_shards
 from sfumato.weights.files import INDEX, SINGLE
 from sfumato.weights.loader import load_network
@@ -121,21 +122,21 @@ def test_settings_that_cannot_be(tmp_path: Path, how: dict[str, Any], words: str
     assert nothing_left(tmp_path)
 
 
-@pytest.mark.parametrize("failing", [1, 2, 3, 4])
+@pytest.mark.parametrize("failing", [1, 2, 3, 4, 5, 6, 7])
 def test_a_full_disk_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
 ) -> None:
     calls = 0
-    real = export_module._settle
+    real = os.fsync
 
-    def settle(file: BinaryIO) -> None:
+    def fsync(descriptor: int) -> None:
         nonlocal calls
         calls += 1
         if calls == failing:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        real(file)
+        real(descriptor)
 
-    monkeypatch.setattr(export_module, "_settle", settle)
+    monkeypatch.setattr(os, "fsync", fsync)
     with pytest.raises(CheckpointError, match="not written: No space left on device"):
         write_checkpoint(tmp_path / "m", max_shard_bytes=20_000, generation=GenerationConfig())
     assert calls == failing
@@ -178,7 +179,7 @@ def test_an_interrupted_export_leaves_nothing(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(export_module, "_write_json", interrupt)
+    monkeypatch.setattr(export_module, "write_json", interrupt)
     with pytest.raises(KeyboardInterrupt):
         write_checkpoint(tmp_path / "m")
     assert nothing_left(tmp_path)
@@ -222,14 +223,14 @@ def test_exporting_a_mapped_checkpoint_over_itself(tmp_path: Path) -> None:
 
 def test_one_tensor_at_a_time_is_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
-    real = export_module._bytes_of
+    real = writer_module._bytes_of
 
-    def watched(tensor: torch.Tensor, dtype: torch.dtype) -> Any:
+    def watched(tensor: torch.Tensor) -> Any:
         order.append("start")
-        yield from real(tensor, dtype)
+        yield from real(tensor)
         order.append("stop")
 
-    monkeypatch.setattr(export_module, "_bytes_of", watched)
+    monkeypatch.setattr(writer_module, "_bytes_of", watched)
     config = tiny_config(TINY)
     export(DiffusionGemma(config), config, tmp_path / "m", dtype="bfloat16")
     assert order == ["start", "stop"] * (len(order) // 2)

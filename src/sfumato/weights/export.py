@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,13 +19,15 @@ from sfumato.config.model import ModelConfig
 from sfumato.config.write import to_json
 from sfumato.errors import CheckpointError, InputError
 from sfumato.model.diffusion_gemma import DiffusionGemma
+from sfumato.weights.disk import copy_file, settle_folder, write_json
 from sfumato.weights.files import INDEX, SINGLE
 from sfumato.weights.loader import DTYPES
 from sfumato.weights.safetensors_reader import DTYPES as FILE_DTYPES
+from sfumato.weights.safetensors_writer import Written, write_safetensors
+
+__all__ = ["MAX_SHARD_BYTES", "export", "plan_shards", "settle_folder"]
 
 MAX_SHARD_BYTES = 5_000_000_000
-_CHUNK = 16 * 1024 * 1024
-_HEADER_ALIGNMENT = 8
 _CODES = {dtype: code for code, dtype in FILE_DTYPES.items()}
 _OURS = ("config.json", "generation_config.json", SINGLE, INDEX)
 
@@ -70,11 +71,11 @@ def export(
         raise _failed(folder, problem) from None
     try:
         _write_weights(aside, tensors, shards, target)
-        _write_json(aside / "config.json", to_json(written))
+        write_json(aside / "config.json", to_json(written))
         if generation is not None:
-            _write_json(aside / "generation_config.json", generation.to_json())
+            write_json(aside / "generation_config.json", generation.to_json())
         for name, source in extra.items():
-            _copy(source, aside / name)
+            copy_file(source, aside / name)
         _publish(aside, folder)
     except OSError as problem:
         raise _failed(folder, problem) from None
@@ -99,67 +100,30 @@ def plan_shards(
     return shards
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-    """Write one safetensors file, converting a tensor at a time, and see it onto the disk."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    position = 0
-    for name, tensor in tensors.items():
-        stop = position + tensor.numel() * dtype.itemsize
-        header[name] = {
-            "dtype": _CODES[dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [position, stop],
-        }
-        position = stop
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % _HEADER_ALIGNMENT)
-    with path.open("xb") as file:
-        file.write(len(text).to_bytes(8, "little"))
-        file.write(text)
-        for tensor in tensors.values():
-            for chunk in _bytes_of(tensor, dtype):
-                file.write(chunk)
-        _settle(file)
-
-
-def _bytes_of(tensor: Tensor, dtype: torch.dtype) -> Iterator[memoryview]:
-    flat = tensor.detach().to(device="cpu", dtype=dtype).contiguous().reshape(-1)
-    raw = flat.view(torch.uint8).numpy().data
-    for start in range(0, len(raw), _CHUNK):
-        yield raw[start : start + _CHUNK]
+def _write_file(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    """One file of `tensors`, converted one at a time."""
+    entries = [
+        Written(name, _CODES[dtype], tuple(tensor.shape), tensor.numel() * dtype.itemsize)
+        for name, tensor in tensors.items()
+    ]
+    converted = (tensor.detach().to(device="cpu", dtype=dtype) for tensor in tensors.values())
+    write_safetensors(path, entries, converted)
 
 
 def _write_weights(
     folder: Path, tensors: Mapping[str, Tensor], shards: Sequence[Sequence[str]], dtype: torch.dtype
 ) -> None:
     if len(shards) == 1:
-        write_safetensors(folder / SINGLE, {name: tensors[name] for name in shards[0]}, dtype)
+        _write_file(folder / SINGLE, {name: tensors[name] for name in shards[0]}, dtype)
         return
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):
         file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        write_safetensors(folder / file_name, {name: tensors[name] for name in names}, dtype)
+        _write_file(folder / file_name, {name: tensors[name] for name in names}, dtype)
         weight_map.update(dict.fromkeys(names, file_name))
     total = sum(tensor.numel() for tensor in tensors.values())
     metadata = {"total_parameters": total, "total_size": total * dtype.itemsize}
-    _write_json(folder / INDEX, {"metadata": metadata, "weight_map": weight_map})
-
-
-def _write_json(path: Path, data: Mapping[str, Any]) -> None:
-    with path.open("xb") as file:
-        file.write(json.dumps(data, indent=2, sort_keys=True).encode() + b"\n")
-        _settle(file)
-
-
-def _copy(source: Path, target: Path) -> None:
-    with source.open("rb") as reading, target.open("xb") as writing:
-        shutil.copyfileobj(reading, writing, _CHUNK)
-        _settle(writing)
-
-
-def _settle(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+    write_json(folder / INDEX, {"metadata": metadata, "weight_map": weight_map})
 
 
 def _publish(aside: Path, folder: Path) -> None:
@@ -180,17 +144,6 @@ def _publish(aside: Path, folder: Path) -> None:
             raise
         shutil.rmtree(before, ignore_errors=True)
     settle_folder(folder.parent)
-
-
-def settle_folder(folder: Path) -> None:
-    """Make a rename inside `folder` survive a crash, where the system can."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _check_folder(folder: Path, overwrite: bool) -> None:

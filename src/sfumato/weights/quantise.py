@@ -8,7 +8,6 @@ source and goes on after it. At the end the folder gets its own name.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,7 +34,7 @@ from sfumato.quant.nvfp4 import (
     quantise,
     tensor_scale_of,
 )
-from sfumato.weights.export import settle_folder
+from sfumato.weights.disk import copy_file, settle, settle_folder, write_json
 from sfumato.weights.files import INDEX, SINGLE, WeightFiles
 from sfumato.weights.inventory import PARTS, part_of
 from sfumato.weights.loader import build_on_meta
@@ -49,11 +48,10 @@ from sfumato.weights.quantise_plan import (
     plan_jobs,
 )
 from sfumato.weights.safetensors_reader import SafetensorsFile
+from sfumato.weights.safetensors_writer import UNFINISHED, write_safetensors
 
 MAX_SHARD_BYTES = 5_000_000_000
 _PLAN = "plan.json"
-_CHUNK = 16 * 1024 * 1024
-_HEADER_ALIGNMENT = 8
 
 
 @dataclass
@@ -172,11 +170,10 @@ def quantise_checkpoint(
             _check_space(aside, jobs)
             _write_shards(aside, shards, _Source(files, jobs, rule), report, progress)
             original = read_json(source / "config.json") | {FIELD: field_of_config}
-            _write_json(aside / "config.json", original)
-            _write_json(aside / FILE, beside)
+            write_json(aside / "config.json", original)
+            write_json(aside / FILE, beside)
             for name, path in (extra_files or {}).items():
-                shutil.copyfile(path, aside / name)
-                _settle_file(aside / name)
+                copy_file(path, aside / name)
             (aside / _PLAN).unlink()
             settle_folder(aside)
             if is_there(folder):
@@ -234,7 +231,7 @@ def _aside(folder: Path, plan: Mapping[str, Any]) -> Iterator[Path]:
                 )
         if not path.stat().st_size:
             file.write(json.dumps(plan).encode())
-            _settle(file)
+            settle(file)
         try:
             yield aside
         except BaseException:
@@ -258,7 +255,7 @@ def _lock(file: BinaryIO) -> bool:
 
 def _check_space(aside: Path, jobs: Sequence[Job]) -> None:
     """Say so at once when the files cannot fit, instead of after an hour of writing."""
-    for begun in aside.glob("*.part"):
+    for begun in aside.glob(f"*{UNFINISHED}"):
         begun.unlink()
     finished = sum(path.stat().st_size for path in aside.glob("*.safetensors"))
     needed = sum(job.size for job in jobs) - finished
@@ -303,7 +300,7 @@ def _write_shards(
     if len(shards) > 1:
         total = sum(job.size for jobs in shards for job in jobs)
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        _write_json(aside / INDEX, index)
+        write_json(aside / INDEX, index)
     # A run that was killed between giving up its plan and its folder's name may have left others.
     own = {*weight_map.values(), INDEX if len(shards) > 1 else ""}
     for path in (*aside.glob("*.safetensors"), aside / INDEX):
@@ -312,38 +309,22 @@ def _write_shards(
 
 
 def _write_shard(path: Path, jobs: Sequence[Job], source: _Source) -> None:
-    """Write one safetensors file, a tensor at a time, and give it its name when it is on disk."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    position = 0
-    for written in (one for job in jobs for one in job.written):
-        stop = position + written.size
-        offsets = [position, stop]
-        shape = list(written.shape)
-        header[written.name] = {"dtype": written.dtype, "shape": shape, "data_offsets": offsets}
-        position = stop
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % _HEADER_ALIGNMENT)
-    unfinished = path.with_suffix(".part")
-    with unfinished.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little"))
-        file.write(text)
-        for job, last in _with_last(jobs):
-            for tensor in _tensors(job, source):
-                for chunk in _bytes_of(tensor):
-                    file.write(chunk)
-            if last:
-                source.files.release(job.source)
-        _settle(file)
-    unfinished.rename(path)
-    settle_folder(path.parent)
+    """Write one safetensors file, a tensor at a time."""
+    entries = [one for job in jobs for one in job.written]
+    write_safetensors(path, entries, _tensors(jobs, source))
 
 
-def _tensors(job: Job, source: _Source) -> tuple[Tensor, ...]:
-    weight = source.weight(job)
-    if not job.quantised:
-        return (weight,)
-    stored = quantise(weight, source.rule, source.tensor_scale(job))
-    return stored.packed, stored.scale, stored.tensor_scale
+def _tensors(jobs: Sequence[Job], source: _Source) -> Iterator[Tensor]:
+    """What the jobs write, in order; the source's memory is let go of behind each."""
+    for job, last in _with_last(jobs):
+        weight = source.weight(job)
+        if job.quantised:
+            stored = quantise(weight, source.rule, source.tensor_scale(job))
+            yield from (stored.packed, stored.scale, stored.tensor_scale)
+        else:
+            yield weight
+        if last:
+            source.files.release(job.source)
 
 
 def _with_last(jobs: Sequence[Job]) -> Iterator[tuple[Job, bool]]:
@@ -400,25 +381,3 @@ def _add(total: PartReport, more: PartReport) -> None:
     total.bytes_after += more.bytes_after
     total.squares += more.squares
     total.squared_error += more.squared_error
-
-
-def _bytes_of(tensor: Tensor) -> Iterator[memoryview]:
-    raw = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
-    for start in range(0, len(raw), _CHUNK):
-        yield raw[start : start + _CHUNK]
-
-
-def _write_json(path: Path, data: Mapping[str, Any]) -> None:
-    with path.open("wb") as file:
-        file.write(json.dumps(data, indent=2, sort_keys=True).encode() + b"\n")
-        _settle(file)
-
-
-def _settle_file(path: Path) -> None:
-    with path.open("rb+") as file:
-        _settle(file)
-
-
-def _settle(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())

@@ -15,6 +15,7 @@ from sfumato.quant.nvfp4 import GROUP
 from sfumato.weights.inventory import part_of
 from sfumato.weights.pieces import matrices_of
 from sfumato.weights.safetensors_reader import TensorEntry
+from sfumato.weights.safetensors_writer import Written
 
 QUANTISED_PARTS = ("experts", "attention", "dense_mlp", "self_conditioning")
 # Weights alone are quantised: nothing here has seen the activations an NVFP4 with `input_scale`
@@ -22,16 +23,6 @@ QUANTISED_PARTS = ("experts", "attention", "dense_mlp", "self_conditioning")
 ALGORITHM = "W4A16_NVFP4"
 _SEEING = ("model.encoder.vision_tower*", "model.encoder.embed_vision*")
 _FUSED = re.compile(r"\.(?:[qkv]_proj|gate_proj|up_proj)$")
-
-
-@dataclass(frozen=True)
-class Written:
-    """A tensor of the new files: its name, the code of its dtype, its shape, its bytes."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    size: int
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
+import math
 import os
 import resource
 import shutil
@@ -19,6 +21,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from sfumato.config.generation import GenerationConfig, load_generation_config
+from sfumato.config.model import ModelConfig
 from sfumato.config.parse import load_config
 from sfumato.errors import CheckpointError, InputError
 from sfumato.model.diffusion_gemma import DiffusionGemma
@@ -27,7 +30,7 @@ from sfumato.weights import safetensors_writer as writer_module
 from sfumato.weights.export import export, plan_shards
 from sfumato.weights.files import INDEX, SINGLE
 from sfumato.weights.loader import load_network
-from tests.helpers import tiny_config
+from tests.helpers import Shape, randomise, tiny_config
 from tests.unit.checkpoint_files import TINY, write_checkpoint
 
 
@@ -231,6 +234,53 @@ def test_one_tensor_at_a_time_is_converted(tmp_path: Path, monkeypatch: pytest.M
         order.append("stop")
 
     monkeypatch.setattr(writer_module, "_bytes_of", watched)
-    config = tiny_config(TINY)
-    export(DiffusionGemma(config), config, tmp_path / "m", dtype="bfloat16")
+    network = DiffusionGemma(tiny_config(TINY))
+    randomise(network, 0)
+    export(network, network.config, tmp_path / "m", dtype="bfloat16")
     assert order == ["start", "stop"] * (len(order) // 2)
+
+
+NORM = "model.decoder.norm.weight"
+
+
+def network_with(
+    value: float, name: str = NORM, config: ModelConfig | None = None
+) -> DiffusionGemma:
+    network = DiffusionGemma(config or tiny_config(TINY))
+    randomise(network, 0)
+    with torch.no_grad():
+        network.state_dict()[name].view(-1)[-1] = value
+    return network
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_weights_that_are_no_numbers(tmp_path: Path, value: float, dtype: str) -> None:
+    network = network_with(value)
+    with pytest.raises(CheckpointError, match=f"{NORM} holds an infinity or a NaN"):
+        export(network, network.config, tmp_path / "m", dtype=dtype)
+    assert nothing_left(tmp_path)
+
+
+def test_weights_that_float16_cannot_hold(tmp_path: Path) -> None:
+    network = network_with(70_000.0)
+    with pytest.raises(CheckpointError, match=r"weight holds 70000.*float16.*--dtype bfloat16"):
+        export(network, network.config, tmp_path / "m", dtype="float16")
+    assert nothing_left(tmp_path)
+    export(network, network.config, tmp_path / "m", dtype="bfloat16")
+
+
+def test_a_bound_may_be_infinite_but_no_nan(tmp_path: Path) -> None:
+    """Clipped projections save their bounds, and one that clips nothing has infinite ones."""
+    config = tiny_config(Shape(pattern="SF", hidden=32, vision=True))
+    assert config.vision is not None
+    clipped = dataclasses.replace(config.vision, use_clipped_linears=True)
+    config = dataclasses.replace(config, vision=clipped)
+    names = DiffusionGemma(config).state_dict()
+    name = next(one for one in names if one.endswith("input_max"))
+    network = network_with(math.inf, name, config)
+    export(network, network.config, tmp_path / "m")
+    network = network_with(math.nan, name, config)
+    with pytest.raises(CheckpointError, match="input_max holds an infinity or a NaN"):
+        export(network, network.config, tmp_path / "n")
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]

@@ -26,6 +26,7 @@ from sfumato.weights.loader import load_network
 from sfumato.weights.quantise import quantise_checkpoint
 from sfumato.weights.quantise_plan import Job, choose
 from tests.helpers import Shape, randomise, tiny_config
+from tests.unit.checkpoint_files import write_tensors
 from tests.unit.nvfp4_checkpoints import LAYER, SHAPE, quantisable_config
 
 QUERY, KEY = LAYER + "self_attn.q_proj", LAYER + "self_attn.k_proj"
@@ -293,14 +294,12 @@ def test_a_matrix_of_zeros_leaves_the_scale_to_its_family(tmp_path: Path) -> Non
     assert state[QUERY + ".weight"].count_nonzero() == 0
 
 
-def test_weights_that_are_no_numbers(tmp_path: Path) -> None:
-    config = quantisable_config()
-    network = DiffusionGemma(config)
-    randomise(network, 0)
-    with torch.no_grad():
-        network.state_dict()[QUERY + ".weight"][0, 0] = float("nan")
-    export(network, config, tmp_path / "m")
-    with pytest.raises(CheckpointError, match=r"q_proj\.weight holds an infinity or a NaN"):
+@pytest.mark.parametrize("name", [QUERY + ".weight", "model.decoder.norm.weight"])
+def test_weights_that_are_no_numbers(tmp_path: Path, name: str) -> None:
+    state = write_source(tmp_path / "m")
+    state[name].view(-1)[0] = float("nan")
+    write_tensors(tmp_path / "m" / SINGLE, state)
+    with pytest.raises(CheckpointError, match=f"{name} holds an infinity or a NaN"):
         quantise_checkpoint(tmp_path / "m", tmp_path / "q")
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from sfumato.errors import CheckpointError, InputError
 from sfumato.model.diffusion_gemma import DiffusionGemma
 from sfumato.weights.disk import copy_file, settle_folder, write_json
 from sfumato.weights.files import INDEX, SINGLE
+from sfumato.weights.finite import check_finite
 from sfumato.weights.loader import DTYPES
 from sfumato.weights.safetensors_reader import DTYPES as FILE_DTYPES
 from sfumato.weights.safetensors_writer import Written, write_safetensors
@@ -51,8 +52,8 @@ def export(
     complete or as it was before. A tensor at a time is held besides the network itself.
 
     Raises InputError for settings that cannot be or a folder that is taken (with `overwrite`, a
-    checkpoint's folder is replaced and any other still refused), CheckpointError when the disk is
-    full or a file cannot be written.
+    checkpoint's folder is replaced and any other still refused), CheckpointError when a weight is
+    an infinity or a NaN, the disk is full or a file cannot be written.
     """
     folder = Path(folder).absolute()
     target = _dtype(dtype, network)
@@ -70,7 +71,7 @@ def export(
     except OSError as problem:
         raise _failed(folder, problem) from None
     try:
-        _write_weights(aside, tensors, shards, target)
+        _write_weights(aside, tensors, shards, target, str(folder))
         write_json(aside / "config.json", to_json(written))
         if generation is not None:
             write_json(aside / "generation_config.json", generation.to_json())
@@ -100,26 +101,37 @@ def plan_shards(
     return shards
 
 
-def _write_file(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+def _write_file(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype, where: str) -> None:
     """One file of `tensors`, converted one at a time."""
     entries = [
         Written(name, _CODES[dtype], tuple(tensor.shape), tensor.numel() * dtype.itemsize)
         for name, tensor in tensors.items()
     ]
-    converted = (tensor.detach().to(device="cpu", dtype=dtype) for tensor in tensors.values())
-    write_safetensors(path, entries, converted)
+    write_safetensors(path, entries, _converted(tensors, dtype, where))
+
+
+def _converted(tensors: Mapping[str, Tensor], dtype: torch.dtype, where: str) -> Iterator[Tensor]:
+    """The tensors in `dtype`. Raises CheckpointError for the first that is not all numbers."""
+    for name, tensor in tensors.items():
+        stored = tensor.detach().to(device="cpu", dtype=dtype)
+        check_finite(name, tensor, where, stored)
+        yield stored
 
 
 def _write_weights(
-    folder: Path, tensors: Mapping[str, Tensor], shards: Sequence[Sequence[str]], dtype: torch.dtype
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    shards: Sequence[Sequence[str]],
+    dtype: torch.dtype,
+    where: str,
 ) -> None:
     if len(shards) == 1:
-        _write_file(folder / SINGLE, {name: tensors[name] for name in shards[0]}, dtype)
+        _write_file(folder / SINGLE, {name: tensors[name] for name in shards[0]}, dtype, where)
         return
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):
         file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _write_file(folder / file_name, {name: tensors[name] for name in names}, dtype)
+        _write_file(folder / file_name, {name: tensors[name] for name in names}, dtype, where)
         weight_map.update(dict.fromkeys(names, file_name))
     total = sum(tensor.numel() for tensor in tensors.values())
     metadata = {"total_parameters": total, "total_size": total * dtype.itemsize}

@@ -36,6 +36,7 @@ from sfumato.quant.nvfp4 import (
 )
 from sfumato.weights.disk import copy_file, settle, settle_folder, write_json
 from sfumato.weights.files import INDEX, SINGLE, WeightFiles
+from sfumato.weights.finite import check_finite
 from sfumato.weights.inventory import PARTS, part_of
 from sfumato.weights.loader import build_on_meta
 from sfumato.weights.names import assign_names
@@ -139,7 +140,8 @@ def quantise_checkpoint(
 
     Every file is read back: codes must be the nearest, scales the rule's, copies equal to the
     byte. Raises InputError for settings that cannot be or a folder that is taken, ConfigError or
-    CheckpointError for a source that cannot be read, a full disk, or a file that reads back wrong.
+    CheckpointError for a source that cannot be read or is not all numbers, a full disk, or a file
+    that reads back wrong.
     """
     source, folder = Path(source), Path(folder).absolute()
     if max_shard_bytes < 1:
@@ -322,6 +324,7 @@ def _tensors(jobs: Sequence[Job], source: _Source) -> Iterator[Tensor]:
             stored = quantise(weight, source.rule, source.tensor_scale(job))
             yield from (stored.packed, stored.scale, stored.tensor_scale)
         else:
+            check_finite(job.source, weight, str(source.files.folder))
             yield weight
         if last:
             source.files.release(job.source)

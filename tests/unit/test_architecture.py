@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": BASE,
     "kv": {*BASE, "config"},
     "quant": {*BASE, "config"},
-    "ops": BASE,
+    "ops": {*BASE, "quant"},
     "model": {*BASE, "config", "kv", "ops"},
     "diffusion": CORE,
     "text": {*BASE, "config"},
@@ -43,7 +43,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tasks": {*BASE, "config", "text"},
     "training": {*TOP, "tasks"},
     "evaluation": {*TOP, "tasks"},
-    "cli": {*TOP, "tasks", "training", "evaluation", "sfumato"},
+    "benchmark": TOP,
+    "cli": {*TOP, "tasks", "training", "evaluation", "benchmark", "sfumato"},
     "sfumato": TOP,
 }
 

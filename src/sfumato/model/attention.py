@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sfumato.config.model import LayerConfig, TextConfig
+from sfumato.model.linear import Linear
 from sfumato.model.norm import RMSNorm, rms_norm
 from sfumato.model.rope import rotate
 
@@ -24,10 +25,10 @@ class Attention(nn.Module):
         self.head_dim = layer.head_dim
         self.group_size = heads // layer.num_key_value_heads
         kv_width = layer.num_key_value_heads * layer.head_dim
-        self.q_proj = nn.Linear(hidden, heads * layer.head_dim, bias=False)
-        self.k_proj = nn.Linear(hidden, kv_width, bias=False)
-        self.v_proj = nn.Linear(hidden, kv_width, bias=False) if layer.is_sliding else None
-        self.o_proj = nn.Linear(heads * layer.head_dim, hidden, bias=False)
+        self.q_proj = Linear(hidden, heads * layer.head_dim)
+        self.k_proj = Linear(hidden, kv_width)
+        self.v_proj = Linear(hidden, kv_width) if layer.is_sliding else None
+        self.o_proj = Linear(heads * layer.head_dim, hidden)
         self.q_norm = RMSNorm(layer.head_dim, self.eps)
         self.k_norm = RMSNorm(layer.head_dim, self.eps)
 

@@ -7,6 +7,7 @@ checkpoint, tied weights held once.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import cast
 
 import torch
@@ -22,6 +23,9 @@ from sfumato.model.norm import RMSNorm
 from sfumato.model.rope import rotary_tables
 from sfumato.model.self_conditioning import SelfConditioning
 from sfumato.model.vision import VisionProjector, VisionTower
+from sfumato.ops.kernels import Kernels
+from sfumato.ops.linear import linear
+from sfumato.ops.weight import Weight, rows
 
 
 class Decoder(nn.Module):
@@ -89,6 +93,7 @@ class DiffusionGemma(nn.Module):
         self.config = config
         self.checkpoint_layers = False  # training: recompute layers instead of storing them
         self.encode_cells = ENCODE_CELLS
+        self.kernels: Kernels | None = None  # set by `use_kernels`
         self.model = Body(config)
 
     @property
@@ -117,6 +122,11 @@ class DiffusionGemma(nn.Module):
         text = self.config.text
         return KVCache(tuple(layer.is_sliding for layer in text.layers), text.sliding_window)
 
+    @cached_property
+    def table(self) -> Weight:
+        """The embedding table as kernels read it."""
+        return rows(self.model.decoder.embed_tokens.weight)
+
     def embed(self, ids: Tensor) -> Tensor:
         """Embeddings [..., D] of `ids`, times sqrt(D) rounded to the weights' dtype."""
         out: Tensor = self.model.decoder.embed_tokens(ids)
@@ -129,7 +139,10 @@ class DiffusionGemma(nn.Module):
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [..., V], fp32 and softcapped, of final hidden states [..., D]."""
         cap = self.config.text.final_logit_softcapping
-        logits = functional.linear(hidden, self.model.decoder.embed_tokens.weight).float()
+        if self.kernels is None:
+            logits = functional.linear(hidden, self.model.decoder.embed_tokens.weight).float()
+        else:
+            logits = linear(hidden, self.table, self.kernels).float()
         return torch.tanh(logits / cap) * cap
 
     def soft_tokens(self, pixel_values: Tensor, position_ids: Tensor) -> Tensor:
@@ -248,9 +261,18 @@ class DiffusionGemma(nn.Module):
 
         `self_conditioning_logits` [B, L, V] are the temperature-scaled logits of the step before.
         """
+        soft = None
+        if self_conditioning_logits is not None:
+            soft = self.soft_embeddings(self_conditioning_logits)
+        return self.head(self.denoise_hidden(canvas, cache, soft))
+
+    def denoise_hidden(
+        self, canvas: Tensor, cache: KVCache, soft_embeddings: Tensor | None = None
+    ) -> Tensor:
+        """The final hidden states [B, L, D] of `denoise`, for `soft_embeddings` [B, L, D]."""
         if cache.next_position is None:
             raise InputError("the cache is empty", hint="encode a prompt before denoising")
-        x = self.embed_canvas(canvas, self_conditioning_logits)
+        x = self.model.decoder.self_conditioning.combine(self.embed(canvas), soft_embeddings)
         length = canvas.shape[1]
         steps = torch.arange(length, device=canvas.device)
         positions = cache.next_position[:, None] + steps
@@ -266,7 +288,14 @@ class DiffusionGemma(nn.Module):
                 masks[layer.kind] = denoise_mask(cache.next_position, slots, window, length)
             mixed = layer.self_attn.mix(queries, keys, values, masks.get(layer.kind))
             x = layer.finish(x, mixed, layer.layer_scalar)
-        return self.head(self.model.decoder.norm(x))
+        final: Tensor = self.model.decoder.norm(x)
+        return final
+
+    def soft_embeddings(self, logits: Tensor) -> Tensor:
+        """What a step believed, [B, L, D], from its temperature-scaled `logits` [B, L, V]."""
+        weight = self.model.decoder.embed_tokens.weight
+        beliefs = torch.softmax(logits, dim=-1, dtype=torch.float32)
+        return torch.matmul(beliefs.to(weight.dtype), weight) * self._embed_scale()
 
     def embed_canvas(
         self,
@@ -276,9 +305,7 @@ class DiffusionGemma(nn.Module):
         """The denoiser's input [B, L, D]: canvas embeddings joined with the soft embeddings."""
         soft = None
         if self_conditioning_logits is not None:
-            weight = self.model.decoder.embed_tokens.weight
-            beliefs = torch.softmax(self_conditioning_logits, dim=-1, dtype=torch.float32)
-            soft = torch.matmul(beliefs.to(weight.dtype), weight) * self._embed_scale()
+            soft = self.soft_embeddings(self_conditioning_logits)
         return self.model.decoder.self_conditioning.combine(self.embed(canvas), soft)
 
     def tables(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -13,6 +14,8 @@ from sfumato.model.mlp import gelu
 from sfumato.ops.grouped import grouped_linear, permute_rows
 
 ExpertsMode = Literal["loop", "dense", "grouped"]
+# Rows [R, D], expert numbers [R, K] and their weights [R, K] to the mix [R, D].
+ExpertsKernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Experts(nn.Module):
@@ -22,7 +25,10 @@ class Experts(nn.Module):
     row and multiplies those not chosen by zero: the same sum but for rounding, without
     data-dependent shapes, hence the form for small models. "grouped" sorts the rows by expert and
     computes only what is chosen, in shapes that do not depend on the data: the form for training.
+    `kernel`, if set, computes the sum in place of all of them.
     """
+
+    kernel: ExpertsKernel | None = None
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -34,6 +40,8 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         """Mix [R, D] for rows `x` [R, D], `weights` fp32 [R, K] and expert numbers [R, K]."""
+        if self.kernel is not None:
+            return self.kernel(x, chosen, weights)
         forms = {"loop": self._loop, "dense": self._dense, "grouped": self._grouped}
         mix: Tensor = forms[self.mode](x, weights, chosen)
         return mix

@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sfumato.model.linear import Kernel, Linear
+
 
 def gelu(x: Tensor) -> Tensor:
     """GELU in its tanh approximation, the only activation of this family."""
@@ -12,15 +14,19 @@ def gelu(x: Tensor) -> Tensor:
 
 
 class GatedMLP(nn.Module):
-    """down(gelu(gate(x)) * up(x)), widths D -> F -> D."""
+    """down(gelu(gate(x)) * up(x)), widths D -> F -> D; `kernel`, if set, computes it."""
+
+    kernel: Kernel | None = None
 
     def __init__(self, hidden: int, inner: int) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(hidden, inner, bias=False)
-        self.up_proj = nn.Linear(hidden, inner, bias=False)
-        self.down_proj = nn.Linear(inner, hidden, bias=False)
+        self.gate_proj = Linear(hidden, inner)
+        self.up_proj = Linear(hidden, inner)
+        self.down_proj = Linear(inner, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform `x` [..., D]."""
+        if self.kernel is not None:
+            return self.kernel(x)
         out: Tensor = self.down_proj(gelu(self.gate_proj(x)) * self.up_proj(x))
         return out

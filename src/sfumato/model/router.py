@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.config.model import TextConfig
+from sfumato.model.linear import Linear
 from sfumato.model.norm import rms_norm
 
 
@@ -17,7 +18,7 @@ class Router(nn.Module):
         self.eps = config.rms_norm_eps
         self.top_k = config.top_k_experts
         self.root_size = config.hidden_size**-0.5
-        self.proj = nn.Linear(config.hidden_size, config.num_experts, bias=False)
+        self.proj = Linear(config.hidden_size, config.num_experts)
         self.scale = nn.Parameter(torch.ones(config.hidden_size))
         self.per_expert_scale = nn.Parameter(torch.ones(config.num_experts))
 

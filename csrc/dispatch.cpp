@@ -1,0 +1,60 @@
+// The list of instruction sets, and the workers' memory: compiled for the plainest processor.
+#include <cstdlib>
+#include <new>
+
+#include "kernels.hpp"
+
+namespace sfumato {
+
+#define SFUMATO_SET(name)          \
+    namespace name {               \
+    extern const Kernels kernels;  \
+    }
+#if defined(SFUMATO_X86)
+SFUMATO_SET(avx512_bf16)
+SFUMATO_SET(avx512)
+SFUMATO_SET(avx2)
+#endif
+SFUMATO_SET(portable)
+
+const Kernels* const* all_kernels(int* count) {
+    static const Kernels* const sets[] = {
+#if defined(SFUMATO_X86)
+        &avx512_bf16::kernels,
+        &avx512::kernels,
+        &avx2::kernels,
+#endif
+        &portable::kernels,
+    };
+    *count = sizeof sets / sizeof sets[0];
+    return sets;
+}
+
+namespace {
+
+constexpr int kSlots = 8;
+
+struct Memory {
+    void* at[kSlots] = {};
+    int64_t size[kSlots] = {};
+
+    ~Memory() {
+        for (void* one : at) std::free(one);
+    }
+};
+
+}  // namespace
+
+void* scratch(int slot, int64_t bytes) {
+    static thread_local Memory memory;
+    if (memory.size[slot] < bytes) {
+        std::free(memory.at[slot]);
+        const int64_t rounded = (bytes + 4095) / 4096 * 4096;
+        memory.at[slot] = std::aligned_alloc(64, (size_t)rounded);
+        memory.size[slot] = memory.at[slot] ? rounded : 0;
+        if (!memory.at[slot]) std::abort();  // a worker cannot throw; Linux overcommits and never comes here
+    }
+    return memory.at[slot];
+}
+
+}  // namespace sfumato

@@ -1,0 +1,127 @@
+// The mixture of experts as one operation: rows sorted by expert; for some rows of one expert the
+// gate, the value, the activation and the way down are one task, without a barrier between them.
+// A row's parts are weighted and summed in the order of its slots, as the reference does.
+#pragma once
+
+#include "linear.hpp"
+
+namespace sfumato::SFUMATO_ISA {
+
+constexpr int64_t kTaskRows = 64;
+
+struct Task {
+    int64_t expert, begin, count;  // places in the sorted order
+};
+
+SFUMATO_INLINE Matrix of_expert(const Matrix& first, int64_t expert, int64_t step, int64_t scales,
+                                const float* scale) {
+    Matrix own = first;
+    own.data = (const char*)first.data + expert * step;
+    if (first.values) own.values = (const char*)first.values + expert * step;
+    if (first.scales) own.scales = first.scales + expert * scales;
+    if (scale) own.scale = scale[expert];
+    return own;
+}
+
+// Sort the (row, slot) numbers by expert, stably, and cut what each expert has into tasks.
+inline int64_t sort_by_expert(const Experts& job, int64_t* order, int64_t* starts, Task* tasks) {
+    const int64_t total = job.x.count * job.slots;
+    memset(starts, 0, sizeof(int64_t) * (job.experts + 1));
+    for (int64_t i = 0; i < total; i++) starts[job.chosen[i] + 1]++;
+    for (int64_t e = 0; e < job.experts; e++) starts[e + 1] += starts[e];
+    for (int64_t i = 0; i < total; i++) order[starts[job.chosen[i]]++] = i;
+    int64_t count = 0;
+    for (int64_t e = 0, begin = 0; e < job.experts; begin = starts[e++])
+        for (int64_t at = begin; at < starts[e]; at += kTaskRows)
+            tasks[count++] = {e, at, starts[e] - at < kTaskRows ? starts[e] - at : kTaskRows};
+    return count;
+}
+
+// Rows of `x` gathered by the order of a task, as the kind's activations, rows `k` apart.
+template <class Kind>
+inline void gather(const Experts& job, const int64_t* order, const Task& task,
+                   typename Kind::Activation* to) {
+    const int64_t width = job.x.width;
+    for (int64_t i = 0; i < task.count; i++) {
+        const int64_t row = order[task.begin + i] / job.slots;
+        if constexpr (Kind::per_activation == 2) {
+            memcpy(to + i * width / 2, (const uint16_t*)job.x.data + row * job.x.stride, width * 2);
+        } else {
+            int64_t lda;
+            float* own = (float*)to + i * width;
+            const float* from = as_floats(job.x, row, 1, own, &lda);
+            if (from != own) memcpy(own, from, sizeof(float) * width);
+        }
+    }
+}
+
+template <class Kind>
+inline void run_task(const Experts& job, const int64_t* order, const Task& task, float* parts) {
+    typedef typename Kind::Activation Activation;
+    const Matrix up = of_expert(job.gate_up, task.expert, job.gate_up_step, job.gate_up_scales,
+                                job.gate_up_scale);
+    const Matrix down =
+        of_expert(job.down, task.expert, job.down_step, job.down_scales, job.down_scale);
+    const int64_t width = job.x.width, inner = down.k;
+    constexpr bool pairs = Kind::per_activation == 2;
+    float* c = (float*)scratch(2, sizeof(float) * kTaskRows * kGroup);
+    uint32_t* room = (uint32_t*)scratch(3, sizeof(uint32_t) * kRoomWords);
+    Activation* x = (Activation*)scratch(4, sizeof(float) * kTaskRows * width);
+    Activation* h = (Activation*)scratch(5, sizeof(float) * kTaskRows * inner);
+    gather<Kind>(job, order, task, x);
+    // Between the two products the activations are rounded to their own dtype, whatever the kind.
+    const Rows between = {h, pairs, task.count, inner, inner};
+    const Linear first = {job.x, up, between, true, 1};
+    for (int64_t group = 0; group < (up.n + kGroup - 1) / kGroup; group++) {
+        group_product<Kind>(x, pairs ? width / 2 : width, task.count, up, group, c, room);
+        finish_group(first, c, 0, task.count, group);
+    }
+    if (job.x.bf16 && !pairs)
+        for (int64_t i = 0; i < task.count * inner; i++)
+            ((float*)h)[i] = widen(narrow(((float*)h)[i]));
+    for (int64_t group = 0; group < (down.n + kGroup - 1) / kGroup; group++) {
+        group_product<Kind>(h, pairs ? inner / 2 : inner, task.count, down, group, c, room);
+        const int64_t left = down.n - group * kGroup, own = left < kGroup ? left : kGroup;
+        for (int64_t i = 0; i < task.count; i++) {
+            const int64_t number = order[task.begin + i];
+            const float share = job.shares[number] * down.scale;
+            float* to = parts + number * down.n + group * kGroup;
+            for (int64_t n = 0; n < own; n++) to[n] = c[i * kGroup + n] * share;
+        }
+    }
+}
+
+template <class Kind>
+inline void experts_of(const Experts& job) {
+    const int64_t total = job.x.count * job.slots, width = job.down.n;
+    const int64_t most = total / kTaskRows + (job.experts < total ? job.experts : total);
+    int64_t* order = (int64_t*)scratch(
+        0, (int64_t)(sizeof(int64_t) * (total + job.experts + 1) + sizeof(Task) * most));
+    int64_t* starts = order + total;
+    Task* tasks = (Task*)(starts + job.experts + 1);
+    float* parts = (float*)scratch(1, sizeof(float) * total * width);
+    const int64_t count = sort_by_expert(job, order, starts, tasks);
+#pragma omp parallel num_threads(job.threads)
+    {
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t t = 0; t < count; t++) run_task<Kind>(job, order, tasks[t], parts);
+#pragma omp for schedule(static)
+        for (int64_t row = 0; row < job.x.count; row++)
+            for (int64_t i = 0; i < width; i++) {
+                float sum = 0;
+                for (int64_t s = 0; s < job.slots; s++) sum += parts[(row * job.slots + s) * width + i];
+                put(job.out, row, i, sum);
+            }
+    }
+}
+
+inline void experts(const Experts& job) {
+    if (job.gate_up.format == Format::f32_rows)
+        experts_of<FloatWeights>(job);
+    else if (paired(job.x, job.gate_up))
+        experts_of<PairRows>(job);
+    else
+        experts_of<FloatRows>(job);
+}
+
+}  // namespace sfumato::SFUMATO_ISA

@@ -1,0 +1,310 @@
+// The vocabulary head. The logits of 64 ids at a time live in a worker's cache and nowhere else.
+//
+// Of each group of 64 ids and each row are kept: the maximum m, the sum of e^(s - m), the sum of
+// (s - m) e^(s - m), and which id has the maximum. From these, in the order of the ids and in
+// double precision: argmax, log of the sum, entropy, and the group that a sample falls into, whose
+// logits are then computed once more, to the same bits.
+//
+// Error bounds: s within 2e-6 (cap / 30) / temperature of the exact softcap of the computed product,
+// entropy within 1e-4 nats for 2^18 ids.
+#pragma once
+
+#include <cmath>
+
+#include "linear.hpp"
+
+namespace sfumato::SFUMATO_ISA {
+
+constexpr float kFloor = -10.0f;  // terms of the soft embeddings below e^-10 of the largest: dropped
+constexpr int64_t kSoftIds = 1024;
+
+struct Scores {
+    float cap;
+    float scale;  // of the weight
+    int64_t own;  // ids in this group
+};
+
+// A row of products becomes s; ids beyond the end are far below everything. Returns the maximum.
+SFUMATO_INLINE float finish_scores(float* c, const Scores& how, float temperature) {
+    const float inside = how.scale / how.cap, outside = how.cap / temperature;
+    for (int i = 0; i < kGroup; i += kLanes)
+        store(c + i, hyperbolic_tangent(load<vf>(c + i) * inside) * outside);
+    for (int64_t i = how.own; i < kGroup; i++) c[i] = -3e38f;
+    vf most = load<vf>(c);
+    for (int i = kLanes; i < kGroup; i += kLanes) most = maximum(most, load<vf>(c + i));
+    float best = most[0];
+    for (int i = 1; i < kLanes; i++) best = most[i] > best ? most[i] : best;
+    return best;
+}
+
+// e[i] = e^(c[i] - m), zero beyond the group's own ids.
+SFUMATO_INLINE void exponentials(const float* c, float m, int64_t own, float* e) {
+    for (int i = 0; i < kGroup; i += kLanes) store(e + i, exponential(load<vf>(c + i) - m));
+    for (int64_t i = own; i < kGroup; i++) e[i] = 0;
+}
+
+SFUMATO_INLINE float total(vf v) {
+    float sum = 0;
+    for (int i = 0; i < kLanes; i++) sum += v[i];
+    return sum;
+}
+
+struct Summary {
+    float sum, moment;
+    int32_t best;
+};
+
+SFUMATO_INLINE Summary summarise(const float* c, float m, int64_t own) {
+    float e[kGroup];
+    exponentials(c, m, own, e);
+    vf sum{}, moment{};
+    for (int i = 0; i < kGroup; i += kLanes) {
+        const vf some = load<vf>(e + i);
+        const vf distance = load<vf>(c + i) - m;
+        sum += some;
+        moment += some * select(some > 0.0f, distance, vf{});
+    }
+    int32_t best = 0;
+    while (best < own - 1 && !(c[best] == m)) best++;
+    Summary out = {total(sum), total(moment), best};
+    for (int64_t i = 0; i < own; i++)
+        if (c[i] != c[i]) out.sum = c[i];  // NaN shows in everything that is made of the sum
+    return out;
+}
+
+template <class Kind>
+struct Vocabulary {
+    const typename Kind::Activation* x;
+    int64_t lda;
+    const Matrix* weight;
+    float cap;
+
+    SFUMATO_INLINE Scores scores(int64_t group) const {
+        const int64_t left = weight->n - group * kGroup;
+        return {cap, weight->scale, left < kGroup ? left : kGroup};
+    }
+};
+
+// The id at which the distribution function of `row` passes `target` times its whole sum.
+template <class Kind>
+inline int64_t draw(const Head& job, const Vocabulary<Kind>& words, const Summary* kept,
+                    int64_t groups, int64_t row, double whole, float* c, uint32_t* room) {
+    const double target = job.uniforms[row] * whole;
+    const float top = job.maximum[row];
+    double before = 0;
+    int64_t group = 0, last = 0;
+    for (; group < groups; group++) {
+        const double own = kept[group * job.x.count + row].sum *
+                           exp((double)job.group_maximum[group * job.x.count + row] - top);
+        if (own > 0) last = group;
+        if (before + own > target) break;
+        before += own;
+    }
+    if (group == groups) group = last;  // the last bits of the sums differ from the whole's
+    const Scores how = words.scores(group);
+    group_product<Kind>(words.x + row * words.lda, words.lda, 1, *words.weight, group, c, room);
+    const float m = finish_scores(c, how, job.temperatures[row]);
+    float e[kGroup];
+    exponentials(c, m, how.own, e);
+    const double factor = exp((double)m - top);
+    int64_t id = 0;
+    for (int64_t i = 0; i < how.own; i++) {
+        if (e[i] > 0) id = i;
+        before += e[i] * factor;
+        if (before > target) break;
+    }
+    return group * kGroup + id;
+}
+
+template <class Kind>
+inline void finish_row(const Head& job, const Vocabulary<Kind>& words, const Summary* kept,
+                       int64_t groups, int64_t row, float* c, uint32_t* room) {
+    const int64_t rows = job.x.count;
+    float top = job.group_maximum[row];
+    int64_t best = kept[row].best;
+    for (int64_t g = 1; g < groups; g++)
+        if (job.group_maximum[g * rows + row] > top) {
+            top = job.group_maximum[g * rows + row];
+            best = g * kGroup + kept[g * rows + row].best;
+        }
+    double whole = 0, moment = 0;
+    for (int64_t g = 0; g < groups; g++) {
+        const Summary& own = kept[g * rows + row];
+        const double below = (double)job.group_maximum[g * rows + row] - top;
+        const double factor = exp(below);
+        whole += own.sum * factor;
+        moment += (own.moment + own.sum * below) * factor;
+    }
+    job.argmax[row] = best;
+    job.maximum[row] = top;
+    job.log_sum[row] = (float)(log(whole) + top);
+    job.entropy[row] = (float)(log(whole) - moment / whole);
+    if (job.uniforms) job.sample[row] = draw(job, words, kept, groups, row, whole, c, room);
+}
+
+template <class Kind>
+inline void head_of(const Head& job, const typename Kind::Activation* x, int64_t lda) {
+    const Vocabulary<Kind> words = {x, lda, &job.weight, job.cap};
+    const int64_t groups = (job.weight.n + kGroup - 1) / kGroup, rows = job.x.count;
+    Summary* kept = (Summary*)scratch(1, (int64_t)sizeof(Summary) * groups * rows);
+#pragma omp parallel num_threads(job.threads)
+    {
+        float* c = (float*)scratch(2, sizeof(float) * kChunk * kGroup);
+        uint32_t* room = (uint32_t*)scratch(3, sizeof(uint32_t) * kRoomWords);
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t group = 0; group < groups; group++) {
+            const Scores how = words.scores(group);
+            for (int64_t row = 0; row < rows; row += kChunk) {
+                const int64_t some = rows - row < kChunk ? rows - row : kChunk;
+                group_product<Kind>(x + row * lda, lda, some, job.weight, group, c, room);
+                for (int64_t r = 0; r < some; r++) {
+                    float* own = c + r * kGroup;
+                    const float m = finish_scores(own, how, job.temperatures[row + r]);
+                    job.group_maximum[group * rows + row + r] = m;
+                    kept[group * rows + row + r] = summarise(own, m, how.own);
+                }
+            }
+        }
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t row = 0; row < rows; row++)
+            finish_row<Kind>(job, words, kept, groups, row, c, room);
+    }
+}
+
+// The p of `group` for all rows that reach its floor, into beliefs[rows][kSoftIds] at `place`.
+template <class Kind>
+inline void believe(const Soft& job, const Vocabulary<Kind>& words, int64_t group, int64_t place,
+                    float* beliefs, float* c, uint32_t* room, typename Kind::Activation* gathered,
+                    int32_t* chosen) {
+    const int64_t rows = job.x.count;
+    const float* most = job.group_maximum + group * rows;
+    const Scores how = words.scores(group);
+    for (int64_t row = 0; row < rows;) {
+        int64_t count = 0;
+        for (; row < rows && count < kChunk; row++) {
+            if (most[row] - job.maximum[row] >= kFloor) {
+                memcpy(gathered + count * words.lda, words.x + row * words.lda, 4 * words.lda);
+                chosen[count++] = (int32_t)row;
+            } else {
+                memset(beliefs + row * kSoftIds + place, 0, sizeof(float) * kGroup);
+            }
+        }
+        if (count == 0) continue;
+        group_product<Kind>(gathered, words.lda, count, *words.weight, group, c, room);
+        for (int64_t i = 0; i < count; i++) {
+            const int64_t own = chosen[i];
+            float* to = beliefs + own * kSoftIds + place;
+            finish_scores(c + i * kGroup, how, job.temperatures[own]);
+            exponentials(c + i * kGroup, job.log_sum[own], how.own, to);
+            for (int64_t n = 0; n < kGroup; n++)
+                if (n >= how.own || c[i * kGroup + n] - job.maximum[own] < kFloor) to[n] = 0;
+        }
+    }
+}
+
+typedef uint16_t vh __attribute__((vector_size(kLanes * 2)));
+
+SFUMATO_INLINE vf widened(const void* row, bool bf16, int64_t at) {
+    if (!bf16) return load<vf>((const float*)row + at);
+    const vu wide = __builtin_convertvector(load<vh>((const uint16_t*)row + at), vu);
+    return (vf)(wide << 16);
+}
+
+// sum[at] += p[0] * row 0 + p[1] * row 1 + ..., in that order, for [begin, end).
+template <int N>
+SFUMATO_INLINE void add_rows(float* sum, const void* const* rows, const float* p, bool bf16,
+                             int64_t begin, int64_t end) {
+    int64_t at = begin;
+    for (; at + kLanes <= end; at += kLanes) {
+        vf own = load<vf>(sum + at);
+        for (int n = 0; n < N; n++) own += p[n] * widened(rows[n], bf16, at);
+        store(sum + at, own);
+    }
+    for (; at < end; at++)
+        for (int n = 0; n < N; n++) {
+            const float value = bf16 ? widen(((const uint16_t*)rows[n])[at]) : ((const float*)rows[n])[at];
+            sum[at] = __builtin_fmaf(p[n], value, sum[at]);
+        }
+}
+
+inline void add_beliefs(const Matrix& weight, int64_t first, int64_t count, const float* beliefs,
+                        float* sum, int64_t begin, int64_t end) {
+    const bool bf16 = weight.format != Format::f32_rows;
+    const void* rows[4];
+    float p[4];
+    int held = 0;
+    for (int64_t i = 0; i < count; i++) {
+        if (beliefs[i] == 0) continue;
+        rows[held] = (const char*)weight.data + (first + i) * weight.stride * (bf16 ? 2 : 4);
+        p[held++] = beliefs[i];
+        if (held < 4) continue;
+        add_rows<4>(sum, rows, p, bf16, begin, end);
+        held = 0;
+    }
+    for (int i = 0; i < held; i++) add_rows<1>(sum, rows + i, p + i, bf16, begin, end);
+}
+
+template <class Kind>
+inline void soft_of(const Soft& job, const typename Kind::Activation* x, int64_t lda) {
+    const Vocabulary<Kind> words = {x, lda, &job.weight, job.cap};
+    const int64_t rows = job.x.count, width = job.weight.k, ids = job.weight.n;
+    const int64_t slice = 256, slices = (width + slice - 1) / slice;
+    float* sums = (float*)scratch(1, sizeof(float) * rows * (width + kSoftIds));
+    float* beliefs = sums + rows * width;
+    memset(sums, 0, sizeof(float) * rows * width);
+#pragma omp parallel num_threads(job.threads)
+    {
+        float* c = (float*)scratch(2, sizeof(float) * kChunk * kGroup);
+        uint32_t* room = (uint32_t*)scratch(3, sizeof(uint32_t) * kRoomWords);
+        auto* gathered = (typename Kind::Activation*)scratch(4, 4 * kChunk * lda);
+        int32_t* chosen = (int32_t*)scratch(5, sizeof(int32_t) * kChunk);
+        for (int64_t first = 0; first < ids; first += kSoftIds) {
+            const int64_t count = ids - first < kSoftIds ? ids - first : kSoftIds;
+#pragma omp for schedule(dynamic, 1)
+            for (int64_t group = 0; group < (count + kGroup - 1) / kGroup; group++)
+                believe<Kind>(job, words, first / kGroup + group, group * kGroup, beliefs, c, room,
+                              gathered, chosen);
+#pragma omp for schedule(dynamic, 1)
+            for (int64_t task = 0; task < rows * slices; task++) {
+                const int64_t row = task % rows, begin = task / rows * slice;
+                const int64_t end = begin + slice < width ? begin + slice : width;
+                add_beliefs(job.weight, first, count, beliefs + row * kSoftIds, sums + row * width,
+                            begin, end);
+            }
+        }
+#pragma omp for schedule(static)
+        for (int64_t row = 0; row < rows; row++)
+            for (int64_t i = 0; i < width; i++) put(job.out, row, i, sums[row * width + i] * job.factor);
+    }
+}
+
+// A head and its soft embeddings must take the same way through the tiles: their bits must agree.
+inline void head(const Head& job) {
+    if (paired(job.x, job.weight)) {
+        head_of<PairRows>(job, (const uint32_t*)job.x.data, job.x.stride / 2);
+        return;
+    }
+    int64_t lda = 0;
+    float* room = job.x.bf16 ? (float*)scratch(0, sizeof(float) * job.x.count * job.x.width) : nullptr;
+    const float* x = as_floats(job.x, 0, job.x.count, room, &lda);
+    if (job.weight.format == Format::f32_rows)
+        head_of<FloatWeights>(job, x, lda);
+    else
+        head_of<FloatRows>(job, x, lda);
+}
+
+inline void soft(const Soft& job) {
+    if (paired(job.x, job.weight)) {
+        soft_of<PairRows>(job, (const uint32_t*)job.x.data, job.x.stride / 2);
+        return;
+    }
+    int64_t lda = 0;
+    float* room = job.x.bf16 ? (float*)scratch(0, sizeof(float) * job.x.count * job.x.width) : nullptr;
+    const float* x = as_floats(job.x, 0, job.x.count, room, &lda);
+    if (job.weight.format == Format::f32_rows)
+        soft_of<FloatWeights>(job, x, lda);
+    else
+        soft_of<FloatRows>(job, x, lda);
+}
+
+}  // namespace sfumato::SFUMATO_ISA

@@ -1,0 +1,28 @@
+// Compiled once for each instruction set, with SFUMATO_ISA its name and the flags that allow it.
+#include "experts.hpp"
+#include "head.hpp"
+#include "linear.hpp"
+
+namespace sfumato::SFUMATO_ISA {
+
+static bool usable() {
+#if defined(__AVX512BF16__)
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512bf16");
+#elif defined(__AVX512F__)
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+#elif defined(__AVX2__)
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#else
+    return true;
+#endif
+}
+
+#define SFUMATO_TEXT(name) #name
+#define SFUMATO_NAME(name) SFUMATO_TEXT(name)
+
+extern const Kernels kernels = {SFUMATO_NAME(SFUMATO_ISA), usable, linear, experts, head, soft};
+
+}  // namespace sfumato::SFUMATO_ISA

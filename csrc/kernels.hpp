@@ -1,0 +1,113 @@
+// The kernels' interface: plain structs and one table of functions for each instruction set.
+//
+// Every kernel obeys two laws. A row's result has the same bits whichever rows stand beside it and
+// however many threads work, because each output element is one fixed sum: partial sums over runs of
+// kRun values of k in ascending order, added in ascending order. And nothing is read or written
+// outside the shapes that the caller has checked (module.cpp checks them).
+#pragma once
+
+#include <cstdint>
+
+namespace sfumato {
+
+constexpr int64_t kPanel = 16;   // channels that stand side by side in a panel
+constexpr int64_t kGroup = 64;   // channels that are computed together: four panels
+constexpr int64_t kRun = 512;    // values of k in one partial sum
+constexpr int64_t kChunk = 256;  // rows that are computed together
+
+// How a matrix [n, k] lies in memory.
+enum class Format : int {
+    f32_rows,      // row-major, as in a checkpoint
+    bf16_rows,     // row-major, as in a checkpoint; k even
+    bf16_panels,   // [n / 16][k / 2][16 channels][2], rows beyond n zero
+    nvfp4_panels,  // codes [n / 16][k / 16][8 pairs of k][16 channels], low nibble the even k;
+                   // scales E4M3 [n / 16][k / 16][16 channels]; k a multiple of 16
+};
+
+struct Matrix {
+    Format format;
+    const void* data;
+    const void* values;     // rows formats of a gated weight: its other half; null otherwise
+    const uint8_t* scales;  // nvfp4 only
+    float scale;            // times everything; 1 but for nvfp4
+    int64_t n, k;
+    int64_t stride;  // between rows, in elements; rows formats only
+};
+
+// Activations or results [count, width], fp32 or bf16, rows `stride` elements apart.
+struct Rows {
+    void* data;
+    bool bf16;
+    int64_t count, width, stride;
+};
+
+struct Linear {
+    Rows x;
+    Matrix weight;
+    Rows out;    // width n, or n / 2 if gated
+    bool gated;  // out = gelu(gate) * value; weight's rows: 16 of the gate, 16 of the value, in turn
+    int threads;
+};
+
+// out[r] = sum over slots s of share[r, s] * down[e](gelu(gate) * value), e = chosen[r, s].
+struct Experts {
+    Rows x;
+    const int64_t* chosen;  // [rows, slots]
+    const float* shares;    // [rows, slots]
+    int64_t slots, experts;
+    Matrix gate_up, down;               // of expert 0
+    int64_t gate_up_step, down_step;    // bytes from one expert's data to the next one's
+    int64_t gate_up_scales, down_scales;  // the same for the scales
+    const float* gate_up_scale;         // [experts], or null for all ones
+    const float* down_scale;
+    Rows out;
+    int threads;
+};
+
+// One pass over the vocabulary: s = cap * tanh(x . w / cap) / temperature, never written out.
+struct Head {
+    Rows x;
+    Matrix weight;
+    float cap;
+    const float* temperatures;  // [rows]
+    const double* uniforms;     // [rows] in [0, 1), or null: no sample
+    int64_t* argmax;            // [rows], the first of equals
+    int64_t* sample;            // [rows], by the inverse of the distribution function
+    float* entropy;             // [rows], nats
+    float* maximum;             // [rows], of s
+    float* log_sum;             // [rows], log of the sum of exp(s)
+    float* group_maximum;       // [n / 64 rounded up, rows]
+    int threads;
+};
+
+// out[r] = factor * sum of p * row of weight, over the p = exp(s - log_sum) >= e^-10 of the largest.
+struct Soft {
+    Rows x;
+    Matrix weight;  // bf16_rows or f32_rows
+    float cap;
+    const float* temperatures;
+    const float* maximum;
+    const float* log_sum;
+    const float* group_maximum;
+    float factor;
+    Rows out;
+    int threads;
+};
+
+struct Kernels {
+    const char* name;
+    bool (*usable)();  // whether this processor has what the code needs
+    void (*linear)(const Linear&);
+    void (*experts)(const Experts&);
+    void (*head)(const Head&);
+    void (*soft)(const Soft&);
+};
+
+// Every instruction set this library was compiled for, best first.
+const Kernels* const* all_kernels(int* count);
+
+// Memory of the calling thread, 64-byte aligned, kept until it asks for more of the same slot.
+// Slots: 0 and 1 belong to a kernel's caller, 2 and up to its workers.
+void* scratch(int slot, int64_t bytes);
+
+}  // namespace sfumato

@@ -1,0 +1,108 @@
+// Vectors of the instruction set that the including file is compiled for, by the compiler's own
+// vector types: one source for SSE2, AVX2, AVX-512 and NEON. Only bf16's dot product needs an
+// intrinsic. Everything lives in a namespace of its instruction set, and nothing of the standard
+// library with code in headers is used here: the linker must never choose one set's copy for another.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#define SFUMATO_INLINE inline __attribute__((always_inline))
+
+namespace sfumato::SFUMATO_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+constexpr int kTileRows = 12;
+constexpr int kTilePanels = 2;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+constexpr int kTileRows = 6;
+constexpr int kTilePanels = 1;
+#else
+constexpr int kLanes = 4;
+constexpr int kTileRows = 2;
+constexpr int kTilePanels = 1;
+#endif
+
+typedef float vf __attribute__((vector_size(kLanes * 4)));
+typedef uint32_t vu __attribute__((vector_size(kLanes * 4)));
+typedef int32_t vi __attribute__((vector_size(kLanes * 4)));
+
+template <class V>
+SFUMATO_INLINE V load(const void* from) {
+    V v;
+    memcpy(&v, from, sizeof v);
+    return v;
+}
+
+template <class V>
+SFUMATO_INLINE void store(void* to, V v) {
+    memcpy(to, &v, sizeof v);
+}
+
+SFUMATO_INLINE vf all(float x) { return vf{} + x; }
+
+// A pair of bf16 in 32 bits: the low half comes first.
+SFUMATO_INLINE vf first_of(vu pairs) { return (vf)(pairs << 16); }
+SFUMATO_INLINE vf second_of(vu pairs) { return (vf)(pairs & 0xffff0000u); }
+
+SFUMATO_INLINE float widen(uint16_t bits) {
+    const uint32_t wide = (uint32_t)bits << 16;
+    float out;
+    memcpy(&out, &wide, 4);
+    return out;
+}
+
+// Round to nearest, ties to even; NaN stays NaN.
+SFUMATO_INLINE uint16_t narrow(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return (uint16_t)((bits >> 16) | 0x40);
+    return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16);
+}
+
+SFUMATO_INLINE vf select(vi condition, vf yes, vf no) {
+    return (vf)(((vi)yes & condition) | ((vi)no & ~condition));
+}
+
+SFUMATO_INLINE vf minimum(vf a, vf b) { return select(a < b, a, b); }
+SFUMATO_INLINE vf maximum(vf a, vf b) { return select(a > b, a, b); }
+
+// e^x with an error of at most 2 ulp for x in [-87, 88]; x is held within. NaN gives NaN.
+SFUMATO_INLINE vf exponential(vf x) {
+    const vf held = minimum(maximum(x, all(-87.0f)), all(88.0f));
+    const vf magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
+    const vf whole = held * 1.44269504f + magic;
+    const vf n = whole - magic;
+    // ln 2 in two parts, the first exact in few bits, so that the difference loses nothing.
+    const vf r = (held - n * 0.693359375f) + n * 2.12194440e-4f;
+    vf p = all(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    const vi power = ((vi)whole - 0x4b400000) << 23;
+    return select(x == x, (vf)((vi)p + power), x);
+}
+
+// GELU in its tanh approximation: x / (1 + e^(-2u)), u = sqrt(2 / pi) (x + 0.044715 x^3).
+SFUMATO_INLINE vf gelu(vf x) {
+    const vf u = (x + 0.044715f * x * x * x) * 0.7978845608f;
+    return x / (1.0f + exponential(-2.0f * u));
+}
+
+// tanh(x) with an absolute error of about 1e-7.
+SFUMATO_INLINE vf hyperbolic_tangent(vf x) {
+    const vf e = exponential(minimum(maximum(2.0f * x, all(-40.0f)), all(40.0f)));
+    const vf t = (e - 1.0f) / (e + 1.0f);
+    return select(x == x, t, x);
+}
+
+}  // namespace sfumato::SFUMATO_ISA

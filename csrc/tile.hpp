@@ -1,0 +1,207 @@
+// The innermost products: a few rows times a few panels, sums held in registers.
+#pragma once
+
+#include "panels.hpp"
+
+namespace sfumato::SFUMATO_ISA {
+
+constexpr int kVectors = kPanel / kLanes;  // vectors in a panel's 16 channels
+
+#if defined(__AVX512BF16__)
+// Both products of a pair are added with one rounding each; subnormal inputs count as zero.
+SFUMATO_INLINE vf add_pairs(vf sum, vu a, vu b) {
+    return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+}
+#else
+SFUMATO_INLINE vf add_pairs(vf sum, vu a, vu b) {
+    return sum + first_of(a) * first_of(b) + second_of(a) * second_of(b);
+}
+#endif
+
+// Whether bf16 activations stay bf16. Without the instruction only the plainest build does so, and
+// there for the sake of the tests: they then run this path on every machine.
+#if defined(__AVX512BF16__) || !defined(__AVX2__)
+constexpr bool kPairedActivations = true;
+#else
+constexpr bool kPairedActivations = false;
+#endif
+
+struct FloatRows {  // fp32 activations times bf16 pairs
+    typedef float Activation;
+    static constexpr int per_step = 2, per_activation = 1;  // values of k
+    template <int R, int V>
+    static SFUMATO_INLINE void step(vf (&sum)[R][V], const float* a, int64_t lda,
+                                    const uint32_t* const* w, int64_t at) {
+        vf part[V];
+        for (int v = 0; v < V; v++)
+            part[v] = first_of(load<vu>(w[v / kVectors] + at * kPanel + v % kVectors * kLanes));
+        for (int r = 0; r < R; r++)
+            for (int v = 0; v < V; v++) sum[r][v] += a[r * lda + 2 * at] * part[v];
+        for (int v = 0; v < V; v++)
+            part[v] = second_of(load<vu>(w[v / kVectors] + at * kPanel + v % kVectors * kLanes));
+        for (int r = 0; r < R; r++)
+            for (int v = 0; v < V; v++) sum[r][v] += a[r * lda + 2 * at + 1] * part[v];
+    }
+};
+
+struct FloatWeights {  // fp32 activations times fp32
+    typedef float Activation;
+    static constexpr int per_step = 1, per_activation = 1;
+    template <int R, int V>
+    static SFUMATO_INLINE void step(vf (&sum)[R][V], const float* a, int64_t lda,
+                                    const uint32_t* const* w, int64_t at) {
+        vf part[V];
+        for (int v = 0; v < V; v++)
+            part[v] = load<vf>(w[v / kVectors] + at * kPanel + v % kVectors * kLanes);
+        for (int r = 0; r < R; r++)
+            for (int v = 0; v < V; v++) sum[r][v] += a[r * lda + at] * part[v];
+    }
+};
+
+struct PairRows {  // bf16 pairs times bf16 pairs
+    typedef uint32_t Activation;
+    static constexpr int per_step = 2, per_activation = 2;
+    template <int R, int V>
+    static SFUMATO_INLINE void step(vf (&sum)[R][V], const uint32_t* a, int64_t lda,
+                                    const uint32_t* const* w, int64_t at) {
+        vu part[V];
+        for (int v = 0; v < V; v++)
+            part[v] = load<vu>(w[v / kVectors] + at * kPanel + v % kVectors * kLanes);
+        for (int r = 0; r < R; r++) {
+            const vu pair = vu{} + a[r * lda + at];
+            for (int v = 0; v < V; v++) sum[r][v] = add_pairs(sum[r][v], pair, part[v]);
+        }
+    }
+};
+
+// c[r][channel] += the sum over one run, for R rows and P panels.
+template <class Kind, int R, int P>
+inline void tile(const typename Kind::Activation* a, int64_t lda, const uint32_t* const* w,
+                 int64_t steps, float* c, int64_t ldc) {
+    constexpr int V = P * kVectors;
+    vf sum[R][V] = {};
+    for (int64_t at = 0; at < steps; at++) Kind::template step<R, V>(sum, a, lda, w, at);
+    for (int r = 0; r < R; r++)
+        for (int v = 0; v < V; v++) {
+            float* to = c + r * ldc + v * kLanes;
+            store(to, load<vf>(to) + sum[r][v]);
+        }
+}
+
+template <class Kind, int P, int R = kTileRows>
+SFUMATO_INLINE void tile_rows(int rows, const typename Kind::Activation* a, int64_t lda,
+                      const uint32_t* const* w, int64_t steps, float* c, int64_t ldc) {
+    if constexpr (R > 0) {
+        if (rows == R)
+            tile<Kind, R, P>(a, lda, w, steps, c, ldc);
+        else
+            tile_rows<Kind, P, R - 1>(rows, a, lda, w, steps, c, ldc);
+    }
+}
+
+// Pairs of bf16 in [steps][16] as fp32 in [2 * steps][16].
+inline void widen_words(const uint32_t* words, int64_t steps, float* to) {
+    for (int64_t at = 0; at < steps; at++)
+        for (int lane = 0; lane < kPanel; lane += kLanes) {
+            const vu pairs = load<vu>(words + at * kPanel + lane);
+            store(to + 2 * at * kPanel + lane, first_of(pairs));
+            store(to + (2 * at + 1) * kPanel + lane, second_of(pairs));
+        }
+}
+
+// One run of the products of all rows with P neighbouring panels.
+template <class Kind, int P>
+inline void run_panels(const typename Kind::Activation* x, int64_t lda, int64_t rows, int64_t count,
+                       const uint32_t* const* words, float* c) {
+    for (int64_t r = 0; r < rows; r += kTileRows) {
+        const int some = (int)(rows - r < kTileRows ? rows - r : kTileRows);
+        tile_rows<Kind, P>(some, x + r * lda, lda, words, count / Kind::per_step, c + r * kGroup, kGroup);
+    }
+}
+
+constexpr int64_t kWidenFrom = 3 * kTileRows;  // rows from which pairs are worth widening first
+constexpr int kPanelsInGroup = kGroup / kPanel;
+
+// Rooms: words for a group's panels, and the widened words of one tile's panels.
+constexpr int64_t kRoomWords = kRun * kPanel * (kPanelsInGroup + kTilePanels);
+
+// c[rows][64] = x . w for the channels of one group (its panels alone are computed). `lda` is the
+// distance between rows in activations of the kind: floats, or pairs. `room` is kRoomWords words.
+//
+// How many panels a tile takes, and whether pairs are widened before or inside it, hangs on the
+// number of rows; the order in which an element's products are added does not.
+template <class Kind>
+inline void group_product(const typename Kind::Activation* x, int64_t lda, int64_t rows,
+                          const Matrix& w, int64_t group, float* c, uint32_t* room) {
+    const int64_t panels = (w.n + kPanel - 1) / kPanel, first = group * kPanelsInGroup;
+    const int own = (int)(panels - first < kPanelsInGroup ? panels - first : kPanelsInGroup);
+    memset(c, 0, sizeof(float) * rows * kGroup);
+    for (int64_t begin = 0; begin < w.k; begin += kRun) {
+        const int64_t count = w.k - begin < kRun ? w.k - begin : kRun;
+        const uint32_t* words[kPanelsInGroup];
+        const auto* from = x + begin / Kind::per_activation;
+        if (rows * kPanelsInGroup <= kTileRows * kTilePanels && own == kPanelsInGroup) {
+            for (int p = 0; p < own; p++)
+                words[p] = panel_words(w, first + p, begin, count, room + p * kRun * kPanel);
+            // So few rows that a whole group's sums fit the registers.
+            tile_rows<Kind, kPanelsInGroup, kTileRows * kTilePanels / kPanelsInGroup>(
+                (int)rows, from, lda, words, count / Kind::per_step, c, kGroup);
+            continue;
+        }
+        for (int p = 0; p < own; p += kTilePanels) {
+            const int wide = own - p < kTilePanels ? own - p : kTilePanels;
+            for (int i = 0; i < wide; i++) {
+                words[i] = panel_words(w, first + p + i, begin, count, room + i * kRun * kPanel);
+                if constexpr (__is_same(Kind, FloatRows)) {
+                    if (rows < kWidenFrom) continue;
+                    uint32_t* widened = room + (kPanelsInGroup + i) * kRun * kPanel;
+                    widen_words(words[i], count / 2, (float*)widened);
+                    words[i] = widened;
+                }
+            }
+            float* to = c + p * kPanel;
+            if constexpr (__is_same(Kind, FloatRows)) {
+                if (rows >= kWidenFrom) {
+                    if (wide == kTilePanels)
+                        run_panels<FloatWeights, kTilePanels>(from, lda, rows, count, words, to);
+                    else
+                        run_panels<FloatWeights, 1>(from, lda, rows, count, words, to);
+                    continue;
+                }
+            }
+            if (wide == kTilePanels)
+                run_panels<Kind, kTilePanels>(from, lda, rows, count, words, to);
+            else
+                run_panels<Kind, 1>(from, lda, rows, count, words, to);
+        }
+    }
+}
+
+// Rows of activations as a kernel's kind wants them: in place if they lie so already.
+SFUMATO_INLINE const float* as_floats(const Rows& x, int64_t row, int64_t rows, float* room,
+                                      int64_t* lda) {
+    if (!x.bf16) {
+        *lda = x.stride;
+        return (const float*)x.data + row * x.stride;
+    }
+    *lda = x.width;
+    for (int64_t r = 0; r < rows; r++) {
+        const uint16_t* from = (const uint16_t*)x.data + (row + r) * x.stride;
+        for (int64_t i = 0; i < x.width; i++) room[r * x.width + i] = widen(from[i]);
+    }
+    return room;
+}
+
+SFUMATO_INLINE void put(const Rows& out, int64_t row, int64_t column, float value) {
+    if (out.bf16)
+        ((uint16_t*)out.data)[row * out.stride + column] = narrow(value);
+    else
+        ((float*)out.data)[row * out.stride + column] = value;
+}
+
+// Whether bf16 activations go as pairs: rows must start at even places.
+SFUMATO_INLINE bool paired(const Rows& x, const Matrix& w) {
+    return kPairedActivations && x.bf16 && w.format != Format::f32_rows;
+}
+
+}  // namespace sfumato::SFUMATO_ISA

@@ -1,0 +1,162 @@
+"""The vocabulary head of a denoising step, in one pass that never holds the logits.
+
+For each row of hidden states x [R, D] with the embedding table [V, D] and a temperature t > 0:
+
+    s = cap * tanh(x . table / cap) / t                 scores, [R, V], fp32
+    argmax = the first id with the largest s
+    entropy = of softmax(s), in nats
+    sample = the id at which softmax(s)'s distribution function first exceeds u, for a u in [0, 1)
+    soft = factor * sum of softmax(s) over the table's rows
+
+`soft` leaves out terms below e^-10 of a row's largest. Kernel and reference agree: entropy within
+1e-4, argmax and sample equal unless two candidates differ by less than their rounding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sfumato.ops.kernels import Kernels
+from sfumato.ops.linear import ACTIVATIONS
+from sfumato.ops.weight import Weight
+
+GROUP = 64
+FLOOR = -10.0
+
+
+@dataclass(frozen=True, eq=False)
+class Beliefs:
+    """What a pass over the vocabulary found, by row.
+
+    `maximum` and `log_sum` [R] (log of the sum of e^s) and `group_maximum` [V / 64 rounded up, R]
+    are what `soft` needs to find the probable ids again without their logits.
+    """
+
+    argmax: Tensor
+    sample: Tensor | None
+    entropy: Tensor
+    maximum: Tensor
+    log_sum: Tensor
+    group_maximum: Tensor
+
+
+def declines(x_dtype: torch.dtype, table: Weight) -> str | None:
+    """Why no kernel serves this vocabulary, or None if one does."""
+    if x_dtype not in ACTIVATIONS:
+        return f"hidden states are {x_dtype}, not float32 or bfloat16"
+    if table.data.device.type != "cpu":
+        return f"the table is on {table.data.device}"
+    if table.layout not in ("f32_rows", "bf16_rows"):
+        return f"the table lies in {table.layout}, and soft embeddings need its rows"
+    return None
+
+
+def head(
+    x: Tensor,
+    table: Weight,
+    cap: float,
+    temperatures: Tensor,
+    uniforms: Tensor | None = None,
+    kernels: Kernels | None = None,
+) -> Beliefs:
+    """One pass for `x` [R, D], `temperatures` fp32 [R] and `uniforms` fp64 [R] or None."""
+    if kernels is None:
+        return reference(x, table, cap, temperatures, uniforms)
+    rows, groups = x.shape[0], -(-table.n // GROUP)
+    found = Beliefs(
+        argmax=torch.empty(rows, dtype=torch.int64),
+        sample=None if uniforms is None else torch.empty(rows, dtype=torch.int64),
+        entropy=torch.empty(rows),
+        maximum=torch.empty(rows),
+        log_sum=torch.empty(rows),
+        group_maximum=torch.empty(groups, rows),
+    )
+    kernels.native.head(
+        kernels.name,
+        x.contiguous(),
+        table.native(kernels),
+        cap,
+        temperatures.contiguous(),
+        uniforms,
+        found.argmax,
+        found.sample,
+        found.entropy,
+        found.maximum,
+        found.log_sum,
+        found.group_maximum,
+        kernels.threads,
+    )
+    return found
+
+
+def soft(
+    x: Tensor,
+    table: Weight,
+    cap: float,
+    temperatures: Tensor,
+    beliefs: Beliefs,
+    factor: float,
+    kernels: Kernels | None = None,
+) -> Tensor:
+    """Soft embeddings [R, D], in the dtype of `x`, of the beliefs that `head` found for `x`."""
+    if kernels is None:
+        return soft_reference(x, table, cap, temperatures, factor)
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    kernels.native.soft(
+        kernels.name,
+        x.contiguous(),
+        table.native(kernels),
+        cap,
+        temperatures.contiguous(),
+        beliefs.maximum,
+        beliefs.log_sum,
+        beliefs.group_maximum,
+        factor,
+        out,
+        kernels.threads,
+    )
+    return out
+
+
+def scores(x: Tensor, table: Weight, cap: float, temperatures: Tensor) -> Tensor:
+    """The scores s [R, V], fp32, written out."""
+    logits = x.float() @ table.dense()[0].float().t()
+    return torch.tanh(logits / cap) * cap / temperatures[:, None]
+
+
+def reference(
+    x: Tensor, table: Weight, cap: float, temperatures: Tensor, uniforms: Tensor | None
+) -> Beliefs:
+    """`head` in torch."""
+    found = scores(x, table, cap, temperatures)
+    log_sum = found.double().logsumexp(-1)
+    logs = found.double() - log_sum[:, None]
+    shares = logs.exp()
+    sample = None
+    if uniforms is not None:
+        whole = shares.cumsum(-1)
+        sample = torch.searchsorted(whole, (uniforms * whole[:, -1])[:, None], right=True)
+        sample = sample.squeeze(1).clamp(max=table.n - 1)
+    short = -table.n % GROUP
+    padded = torch.cat([found, found.new_full((found.shape[0], short), -torch.inf)], dim=1)
+    return Beliefs(
+        argmax=found.argmax(-1),
+        sample=sample,
+        entropy=-(shares * logs).sum(-1).float(),
+        maximum=found.amax(-1),
+        log_sum=log_sum.float(),
+        group_maximum=padded.view(found.shape[0], -1, GROUP).amax(-1).t().contiguous(),
+    )
+
+
+def soft_reference(
+    x: Tensor, table: Weight, cap: float, temperatures: Tensor, factor: float
+) -> Tensor:
+    """`soft` in torch."""
+    found = scores(x, table, cap, temperatures)
+    shares = torch.softmax(found, dim=-1)
+    shares = shares.masked_fill(found - found.amax(-1, keepdim=True) < FLOOR, 0.0)
+    return (shares @ table.dense()[0].float() * factor).to(x.dtype)

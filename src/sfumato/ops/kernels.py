@@ -1,0 +1,94 @@
+"""The compiled kernels (csrc/): whether they are here, and which instruction set serves.
+
+An operation of `sfumato.ops` is a function of tensors and of `Kernels`; with None for the latter it
+is the plain reference in torch. What a kernel cannot do it declines, with a reason.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+
+from sfumato.errors import UsageError
+
+REFERENCE = "reference"
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """One instruction set's kernels; `name` as `instruction_sets` lists it."""
+
+    name: str
+
+    @property
+    def native(self) -> ModuleType:
+        """The compiled module."""
+        module, reason = _extension()
+        assert module is not None, reason
+        return module
+
+    @property
+    def threads(self) -> int:
+        """Threads that a kernel works with: torch's, whose pool the kernels share."""
+        return torch.get_num_threads()
+
+
+@functools.cache
+def _extension() -> tuple[ModuleType | None, str]:
+    """The compiled module, or None and the reason why there is none.
+
+    torch is imported before it, so that both use the one OpenMP runtime that torch brings.
+    """
+    try:
+        from sfumato import _kernels
+    except ImportError as problem:
+        text = (str(problem).splitlines() or [""])[0]
+        if "No module named" in text or "cannot import name" in text:
+            return None, "sfumato was installed without them (no C++ compiler was found)"
+        return None, f"they do not load: {text[:200]}"
+    return _kernels, ""
+
+
+def instruction_sets() -> list[tuple[str, bool]]:
+    """Names of the instruction sets compiled for, best first, and whether this processor has each.
+
+    Empty without the compiled module.
+    """
+    module, _ = _extension()
+    return [] if module is None else list(module.instruction_sets())
+
+
+def reason_for_none() -> str | None:
+    """Why there are no kernels here, or None if there are."""
+    module, reason = _extension()
+    return None if module is not None else reason
+
+
+def choose(wanted: str = AUTO) -> Kernels | None:
+    """The kernels for a wish: "auto" the best that run here, "reference" none, or a set's name.
+
+    None stands for the references in torch. Raises UsageError for a set that does not exist or
+    cannot run here.
+    """
+    if wanted == REFERENCE:
+        return None
+    sets = instruction_sets()
+    usable = [name for name, runs in sets if runs]
+    if wanted == AUTO:
+        return Kernels(usable[0]) if usable else None
+    if wanted in usable:
+        return Kernels(wanted)
+    known = ", ".join((AUTO, REFERENCE, *usable))
+    if wanted in [name for name, _ in sets]:
+        raise UsageError(
+            f"this processor cannot run the kernels for {wanted}", hint=f"it can run {known}"
+        )
+    missing = reason_for_none()
+    raise UsageError(
+        f"there are no kernels called {wanted[:40]!r}" + (f": {missing}" if missing else ""),
+        hint=f"choose one of {known}",
+    )

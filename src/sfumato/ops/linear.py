@@ -1,0 +1,50 @@
+"""Linear maps without bias, and the gated activation that follows two of them.
+
+Contract of `linear`: out[.., n] = x[.., k] . weight[n, k]^T, and with a gated weight
+out[.., n / 2] = gelu(gate) * value in GELU's tanh approximation, in the dtype of `x`. Sums are fp32
+whatever the dtypes. A kernel's row has the same bits alone or beside others and for any number of
+threads; kernel and reference agree but for rounding, about 1e-6 of the largest element in fp32.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sfumato.ops.kernels import Kernels
+from sfumato.ops.weight import Weight
+
+ACTIVATIONS = (torch.float32, torch.bfloat16)
+
+
+def declines(x_dtype: torch.dtype, weight: Weight) -> str | None:
+    """Why no kernel serves activations of this dtype with this weight, or None if one does."""
+    if x_dtype not in ACTIVATIONS:
+        return f"activations are {x_dtype}, not float32 or bfloat16"
+    if weight.matrices != 1:
+        return f"a linear map has one matrix, not {weight.matrices}"
+    if weight.data.device.type != "cpu":
+        return f"the weights are on {weight.data.device}"
+    return None
+
+
+def linear(x: Tensor, weight: Weight, kernels: Kernels | None = None) -> Tensor:
+    """`x` [.., k] through `weight`; see the module's contract."""
+    if kernels is None:
+        return reference(x, weight)
+    flat = x.reshape(-1, weight.k)
+    out = flat.new_empty(flat.shape[0], weight.n // 2 if weight.gated else weight.n)
+    kernels.native.linear(
+        kernels.name, flat, weight.native(kernels), out, weight.gated, kernels.threads
+    )
+    return out.view(*x.shape[:-1], out.shape[1])
+
+
+def reference(x: Tensor, weight: Weight) -> Tensor:
+    """The same in torch, from the decoded matrix."""
+    both = functional.linear(x, weight.dense()[0].to(x.dtype))
+    if not weight.gated:
+        return both
+    gate, values = both.chunk(2, dim=-1)
+    return functional.gelu(gate, approximate="tanh") * values

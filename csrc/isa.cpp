@@ -1,7 +1,9 @@
 // Compiled once for each instruction set, with SFUMATO_ISA its name and the flags that allow it.
+#include "attention.hpp"
 #include "experts.hpp"
 #include "head.hpp"
 #include "linear.hpp"
+#include "norm.hpp"
 
 namespace sfumato::SFUMATO_ISA {
 
@@ -23,6 +25,7 @@ static bool usable() {
 #define SFUMATO_TEXT(name) #name
 #define SFUMATO_NAME(name) SFUMATO_TEXT(name)
 
-extern const Kernels kernels = {SFUMATO_NAME(SFUMATO_ISA), usable, linear, experts, head, soft};
+extern const Kernels kernels = {SFUMATO_NAME(SFUMATO_ISA), usable, linear, experts, head,
+                               soft, norm, heads, attention};
 
 }  // namespace sfumato::SFUMATO_ISA

@@ -94,6 +94,41 @@ struct Soft {
     int threads;
 };
 
+// out = (residual + x / rms(x) * weight) * scale, by rows; weight and residual may be missing.
+struct Norm {
+    Rows x;
+    const float* weight;  // [width] or null for ones
+    Rows residual;        // data null for none
+    float eps, scale;
+    Rows out;
+    int threads;
+};
+
+// Heads of one position after the other become [head][position], normalised and, with tables,
+// rotated: dimension i is paired with i + dim / 2.
+struct Heads {
+    const void* x;  // [batch, positions, heads, dim], rows of heads * dim `stride` apart
+    bool bf16;
+    int64_t batch, positions, heads, dim, stride;
+    const float* weight;            // [dim] or null for ones
+    const float *cosines, *sines;   // [batch, positions, dim] or null: not rotated
+    float eps;
+    void* out;  // [batch, heads, positions, dim], without gaps, of x's dtype
+    int threads;
+};
+
+// out[b, q, n] = softmax over t of (query . key) times value; query heads share key heads in groups.
+struct Attention {
+    const void *queries, *keys, *values;
+    bool bf16;
+    int64_t batch, heads, kv_heads, rows, slots, dim;
+    int64_t query_strides[3], key_strides[3], value_strides[3];  // of batch, head, position
+    const uint8_t* mask;      // [batch, rows, slots] of 0 and 1 by mask_strides, or null
+    int64_t mask_strides[2];  // of batch and row; the last is 1
+    void* out;                // [batch, rows, heads, dim], without gaps
+    int threads;
+};
+
 struct Kernels {
     const char* name;
     bool (*usable)();  // whether this processor has what the code needs
@@ -101,6 +136,9 @@ struct Kernels {
     void (*experts)(const Experts&);
     void (*head)(const Head&);
     void (*soft)(const Soft&);
+    void (*norm)(const Norm&);
+    void (*heads)(const Heads&);
+    void (*attention)(const Attention&);
 };
 
 // Every instruction set this library was compiled for, best first.

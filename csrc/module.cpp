@@ -281,6 +281,114 @@ void run_soft(const std::string& set, const Array& x, const Weight& weight, floa
     if (rows > 0) kernels.soft(job);
 }
 
+const float* weight_of(const std::optional<Array>& a, int64_t width) {
+    return a ? vector_of<float>(*a, "weight", width) : nullptr;
+}
+
+void run_norm(const std::string& set, const Array& x, const std::optional<Array>& weight,
+              const std::optional<Array>& residual, float eps, float scale, const Array& out, int threads) {
+    need(x.ndim() == 2, "x must have two dimensions");
+    const int64_t width = (int64_t)x.shape(1);
+    need(width > 0, "x must have columns");
+    Norm job = {};
+    job.x = rows_of(x, "x", width);
+    job.weight = weight_of(weight, width);
+    if (residual) job.residual = rows_of(*residual, "residual", width);
+    job.eps = eps;
+    job.scale = scale;
+    job.out = rows_of(out, "out", width);
+    job.threads = threads_of(threads);
+    need(job.x.count == job.out.count && (!residual || job.residual.count == job.x.count),
+         "x, residual and out must have as many rows");
+    const Kernels& kernels = set_of(set);
+    nb::gil_scoped_release free;
+    if (job.x.count > 0) kernels.norm(job);
+}
+
+void run_heads(const std::string& set, const Array& x, const std::optional<Array>& weight,
+               const std::optional<Array>& cosines, const std::optional<Array>& sines, float eps,
+               const Array& out, int threads) {
+    need(x.ndim() == 4 && out.ndim() == 4, "x and out must have four dimensions");
+    need((is_f32(x) || is_bf16(x)) && x.dtype() == out.dtype(), "x and out must both be fp32 or bf16");
+    Heads job = {};
+    job.x = x.data();
+    job.bf16 = is_bf16(x);
+    job.batch = (int64_t)x.shape(0);
+    job.positions = (int64_t)x.shape(1);
+    job.heads = (int64_t)x.shape(2);
+    job.dim = (int64_t)x.shape(3);
+    job.stride = job.heads * job.dim;
+    need_contiguous(x, "x");
+    need_contiguous(out, "out");
+    need(job.dim % 2 == 0 && job.dim > 0, "heads must have an even size");
+    need((int64_t)out.shape(0) == job.batch && (int64_t)out.shape(1) == job.heads &&
+             (int64_t)out.shape(2) == job.positions && (int64_t)out.shape(3) == job.dim,
+         "out must be [batch, heads, positions, dim]");
+    job.weight = weight_of(weight, job.dim);
+    need(cosines.has_value() == sines.has_value(), "cosines and sines come together");
+    if (cosines) {
+        job.cosines = table_of<float>(*cosines, "cosines", job.batch * job.positions, job.dim);
+        job.sines = table_of<float>(*sines, "sines", job.batch * job.positions, job.dim);
+    }
+    job.eps = eps;
+    job.out = const_cast<void*>(out.data());
+    job.threads = threads_of(threads);
+    const Kernels& kernels = set_of(set);
+    nb::gil_scoped_release free;
+    kernels.heads(job);
+}
+
+void strides_of(const Array& a, int64_t* strides) {
+    for (int i = 0; i < 3; i++) strides[i] = a.stride(i);
+}
+
+void run_attention(const std::string& set, const Array& queries, const Array& keys, const Array& values,
+                   const std::optional<Array>& mask, const Array& out, int threads) {
+    const Array* each[4] = {&queries, &keys, &values, &out};
+    for (const Array* a : each) {
+        need(a->ndim() == 4 && a->dtype() == queries.dtype(), "all must be [., ., ., dim] of one dtype");
+        need(a->shape(3) == queries.shape(3) && a->stride(3) == 1, "heads must be of one size, without gaps");
+    }
+    need(is_f32(queries) || is_bf16(queries), "attention is fp32 or bf16");
+    Attention job = {};
+    job.queries = queries.data();
+    job.keys = keys.data();
+    job.values = values.data();
+    job.bf16 = is_bf16(queries);
+    job.batch = (int64_t)queries.shape(0);
+    job.heads = (int64_t)queries.shape(1);
+    job.rows = (int64_t)queries.shape(2);
+    job.dim = (int64_t)queries.shape(3);
+    job.kv_heads = (int64_t)keys.shape(1);
+    job.slots = (int64_t)keys.shape(2);
+    need(job.dim > 0 && job.dim % kPanel == 0, "the heads' size must be a multiple of 16");
+    need((int64_t)keys.shape(0) == job.batch && job.kv_heads > 0 && job.heads % job.kv_heads == 0,
+         "keys must be [batch, kv_heads, slots, dim]");
+    for (size_t i = 0; i < 4; i++) need(values.shape(i) == keys.shape(i), "values must be like keys");
+    need((int64_t)out.shape(0) == job.batch && (int64_t)out.shape(1) == job.rows &&
+             (int64_t)out.shape(2) == job.heads,
+         "out must be [batch, rows, heads, dim]");
+    need_contiguous(out, "out");
+    need(job.slots > 0 && job.slots < (1ll << 31), "there must be slots to attend to");
+    strides_of(queries, job.query_strides);
+    strides_of(keys, job.key_strides);
+    strides_of(values, job.value_strides);
+    if (mask) {
+        need(mask->ndim() == 3 && mask->dtype().bits == 8 && (int64_t)mask->shape(0) == job.batch &&
+                 (int64_t)mask->shape(1) == job.rows && (int64_t)mask->shape(2) == job.slots,
+             "mask must be [batch, rows, slots] of bytes");
+        need(job.slots <= 1 || mask->stride(2) == 1, "a mask's slots must lie without gaps");
+        job.mask = (const uint8_t*)mask->data();
+        job.mask_strides[0] = mask->stride(0);
+        job.mask_strides[1] = mask->stride(1);
+    }
+    job.out = const_cast<void*>(out.data());
+    job.threads = threads_of(threads);
+    const Kernels& kernels = set_of(set);
+    nb::gil_scoped_release free;
+    if (job.batch > 0 && job.rows > 0) kernels.attention(job);
+}
+
 }  // namespace
 
 NB_MODULE(_kernels, module) {
@@ -305,4 +413,12 @@ NB_MODULE(_kernels, module) {
     module.def("soft", run_soft, nb::arg("set"), nb::arg("x"), nb::arg("weight"), nb::arg("cap"),
                nb::arg("temperatures"), nb::arg("maximum"), nb::arg("log_sum"), nb::arg("group_maximum"),
                nb::arg("factor"), nb::arg("out"), nb::arg("threads"));
+    module.def("norm", run_norm, nb::arg("set"), nb::arg("x"), nb::arg("weight").none(),
+               nb::arg("residual").none(), nb::arg("eps"), nb::arg("scale"), nb::arg("out"),
+               nb::arg("threads"));
+    module.def("heads", run_heads, nb::arg("set"), nb::arg("x"), nb::arg("weight").none(),
+               nb::arg("cosines").none(), nb::arg("sines").none(), nb::arg("eps"), nb::arg("out"),
+               nb::arg("threads"));
+    module.def("attention", run_attention, nb::arg("set"), nb::arg("queries"), nb::arg("keys"),
+               nb::arg("values"), nb::arg("mask").none(), nb::arg("out"), nb::arg("threads"));
 }

@@ -112,10 +112,10 @@ inline void widen_words(const uint32_t* words, int64_t steps, float* to) {
 // One run of the products of all rows with P neighbouring panels.
 template <class Kind, int P>
 inline void run_panels(const typename Kind::Activation* x, int64_t lda, int64_t rows, int64_t count,
-                       const uint32_t* const* words, float* c) {
+                       const uint32_t* const* words, float* c, int64_t ldc = kGroup) {
     for (int64_t r = 0; r < rows; r += kTileRows) {
         const int some = (int)(rows - r < kTileRows ? rows - r : kTileRows);
-        tile_rows<Kind, P>(some, x + r * lda, lda, words, count / Kind::per_step, c + r * kGroup, kGroup);
+        tile_rows<Kind, P>(some, x + r * lda, lda, words, count / Kind::per_step, c + r * ldc, ldc);
     }
 }
 

@@ -1,0 +1,59 @@
+"""Attention of many rows to many slots, without writing the scores.
+
+Contract of `attention`: queries [B, N, S, H], keys and values [B, N_kv, T, H], N a multiple of N_kv,
+the query heads n * N / N_kv .. of key head n. Scores are not scaled. `mask` [B, S, T], true where a
+row may look, or None for everywhere; a row that may look nowhere gets NaN. The result is
+[B, S, N, H] in the queries' dtype. Slots that no row of an entry may see change no bit of it, so
+padding before or after what is seen does not either.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sfumato.ops.kernels import Kernels
+from sfumato.ops.linear import ACTIVATIONS
+
+PANEL = 16
+
+
+def declines(dtype: torch.dtype, head_dim: int) -> str | None:
+    """Why no kernel serves heads of this dtype and size, or None if one does."""
+    if dtype not in ACTIVATIONS:
+        return f"heads are {dtype}, not float32 or bfloat16"
+    if head_dim % PANEL:
+        return f"heads of {head_dim} are no multiple of {PANEL}"
+    return None
+
+
+def attention(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None = None,
+    kernels: Kernels | None = None,
+) -> Tensor:
+    """Mixed values [B, S, N, H]; see the module's contract."""
+    if kernels is None:
+        return reference(queries, keys, values, mask)
+    batch, count, length, dim = queries.shape
+    out = queries.new_empty(batch, length, count, dim)
+    if mask is not None:
+        mask = mask.expand(batch, length, keys.shape[2])
+    kernels.native.attention(kernels.name, queries, keys, values, mask, out, kernels.threads)
+    return out
+
+
+def reference(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """The same in torch."""
+    times = queries.shape[1] // keys.shape[1]
+    mixed = functional.scaled_dot_product_attention(
+        queries,
+        keys.repeat_interleave(times, dim=1),
+        values.repeat_interleave(times, dim=1),
+        attn_mask=None if mask is None else mask[:, None],
+        scale=1.0,
+    )
+    return mixed.transpose(1, 2)

@@ -71,7 +71,7 @@ class Model:
     @cached_property
     def chat(self) -> Chat:
         """Tokenizer and template together."""
-        return Chat(self.tokenizer, self.template)
+        return Chat(self.tokenizer, self.template, self.config.text.max_position_embeddings)
 
     def encode(
         self,

@@ -13,7 +13,7 @@ import sfumato as library
 from sfumato.cli import ask as asking
 from sfumato.cli.dialogue import Dialogue, figures_line
 from sfumato.cli.options import DecodingOptions, ModelOptions
-from sfumato.errors import InputError
+from sfumato.errors import ContextLengthError, InputError
 from sfumato.text.chat import Conversation
 from tests.cli.checkpoints import FakeStdin, Program
 
@@ -179,6 +179,15 @@ def test_an_empty_prompt(sfumato: Program, tiny: Path, prompt: str) -> None:
 def test_a_prompt_longer_than_the_context(sfumato: Program, tiny: Path) -> None:
     said = sfumato.refuses("ask", "-m", tiny, stdin="1 2 " * 5000, code=2)
     assert "maximum context length is 4096 tokens" in said
+
+
+def test_a_prompt_far_too_long_is_refused_by_its_size(sfumato: Program, tiny: Path) -> None:
+    far = "1 2 " * 500_000
+    said = sfumato.refuses("ask", "-m", tiny, stdin=far, code=2)
+    assert "tokens or more, but this model's maximum context length is 4096 tokens" in said
+    assert "tokens or more" in sfumato.refuses("chat", "-m", tiny, stdin=far, code=2)
+    with pytest.raises(ContextLengthError, match="tokens or more"):
+        library.load(tiny).answer(["hi", far])
 
 
 def damaged(tiny: Path, folder: Path, file: str, change: Any) -> Path:

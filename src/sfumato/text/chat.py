@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 from sfumato.config.model import ModelConfig
-from sfumato.errors import InputError
+from sfumato.errors import ContextLengthError, InputError
+from sfumato.text.spellings import Segment
 from sfumato.text.template import ChatTemplate
 from sfumato.text.thoughts import Parsed, strip_thoughts
 from sfumato.text.tokenizer import Tokenizer
@@ -101,10 +102,14 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Chat:
-    """A tokenizer and a template of one checkpoint: conversations become prompts."""
+    """A tokenizer and a template of one checkpoint: conversations become prompts.
+
+    `context` is the model's greatest length in tokens, if prompts are to be held against it.
+    """
 
     tokenizer: Tokenizer
     template: ChatTemplate
+    context: int | None = None
 
     def render(
         self,
@@ -116,8 +121,9 @@ class Chat:
         """Token ids of the prompt, up to where the model's turn begins.
 
         Thoughts of turns before the user's last are left out. An image is one image token here;
-        see `expand_images`. Raises InputError for a conversation that cannot be meant, and
-        TemplateError if the template fails.
+        see `expand_images`. Raises InputError for a conversation that cannot be meant,
+        ContextLengthError for one that must be longer than `context`, and TemplateError if the
+        template fails.
         """
         check_messages(messages)
         if enable_thinking and not self.template.supports_thinking:
@@ -128,7 +134,24 @@ class Chat:
         last_user = max(i for i, m in enumerate(messages) if m.role == "user")
         rendered = [_fields(m, earlier=i < last_user) for i, m in enumerate(messages)]
         segments = self.template.render(rendered, tools=tools, enable_thinking=enable_thinking)
+        self._check_length(segments)
         return self.tokenizer.encode_prompt(segments)
+
+    def _check_length(self, segments: Sequence[Segment]) -> None:
+        """Refuse what can only be too long, before a minute goes into counting its tokens.
+
+        The rendered prompt is looked at, not the messages: a template may leave text out.
+        """
+        characters = sum(len(one) for one in segments if isinstance(one, str))
+        if self.context is None or 4 * characters + len(segments) <= self.context:
+            return  # bytes at most: the vocabulary need not be looked through
+        least = self.tokenizer.least_tokens(segments)
+        if least > self.context:
+            raise ContextLengthError(
+                f"the prompt is too long: {least:,} tokens or more, but this model's maximum "
+                f"context length is {self.context} tokens",
+                hint="shorten the prompt",
+            )
 
     def render_conversation(self, conversation: Conversation) -> list[int]:
         """`render` of a conversation with its own setting of thinking."""

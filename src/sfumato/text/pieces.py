@@ -10,7 +10,7 @@ from typing import Any
 
 from sfumato.errors import TokenizerError
 
-_SPACE_MARK = "▁"
+SPACE_MARK = "▁"
 
 
 def _byte_level_alphabet() -> dict[str, int]:
@@ -21,13 +21,13 @@ def _byte_level_alphabet() -> dict[str, int]:
     return table | {chr(256 + index): byte for index, byte in enumerate(hidden)}
 
 
-_BYTE_LEVEL = _byte_level_alphabet()
+BYTE_LEVEL_ALPHABET = _byte_level_alphabet()
 
 
 def byte_level_bytes(token: str) -> bytes:
     """The bytes of a piece of a byte-level vocabulary (GPT-2's alphabet)."""
-    if all(character in _BYTE_LEVEL for character in token):
-        return bytes(_BYTE_LEVEL[character] for character in token)
+    if all(character in BYTE_LEVEL_ALPHABET for character in token):
+        return bytes(BYTE_LEVEL_ALPHABET[character] for character in token)
     return token.encode("utf-8")
 
 
@@ -37,7 +37,7 @@ def gemma_bytes(token: str) -> bytes:
         digits = token[3:5]
         if all(digit in "0123456789abcdefABCDEF" for digit in digits):
             return bytes([int(digits, 16)])
-    return token.replace(_SPACE_MARK, " ").encode("utf-8")
+    return token.replace(SPACE_MARK, " ").encode("utf-8")
 
 
 def plain_bytes(token: str) -> bytes:
@@ -69,7 +69,7 @@ def piece_reader(decoder: Any, source: str) -> PieceReader:
     steps = state["decoders"] if state["type"] == "Sequence" else [state]
     if [step["type"] for step in steps] == ["ByteLevel"]:
         return PieceReader(byte_level_bytes, plain_bytes)
-    replace = {"type": "Replace", "pattern": {"String": _SPACE_MARK}, "content": " "}
+    replace = {"type": "Replace", "pattern": {"String": SPACE_MARK}, "content": " "}
     if steps[:2] == [replace, {"type": "ByteFallback"}] and steps[2:] in ([{"type": "Fuse"}], []):
         return PieceReader(gemma_bytes, gemma_bytes)
     names = ", ".join(str(step["type"]) for step in steps)

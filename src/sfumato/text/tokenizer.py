@@ -6,6 +6,7 @@ Why and how: docs/decisions/0010-control-tokens.md.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from sfumato.config.checkpoint_file import is_there, read_bounded
 from sfumato.config.json_file import read_json
 from sfumato.config.model import ModelConfig
 from sfumato.errors import InputError, SfumatoError, TokenizerError
+from sfumato.text.bounds import longest_token
 from sfumato.text.pieces import StreamDecoder, piece_reader
 from sfumato.text.spellings import Control, Segment, Spellings, looks_like_control
 
@@ -102,6 +104,20 @@ class Tokenizer:
         return [
             token for start, end in pairwise(edges) for token in self.encode_text(text[start:end])
         ]
+
+    def least_tokens(self, segments: Iterable[Segment]) -> int:
+        """A number of tokens that the prompt is not below, found without tokenising it."""
+        longest = self._longest_token
+        if longest is None:
+            return 0
+        return sum(
+            1 if isinstance(one, Control) else -(-len(one.encode("utf-8", "replace")) // longest)
+            for one in segments
+        )
+
+    @cached_property
+    def _longest_token(self) -> int | None:
+        return longest_token(self._backend, self._reader)
 
     def encode_prompt(self, segments: Iterable[Segment]) -> list[int]:
         """Ids of a rendered prompt: each Control as its id, everything else as untrusted text."""

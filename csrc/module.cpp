@@ -134,9 +134,14 @@ Rows rows_of(const Array& a, const char* name, int64_t width) {
          text + " must be " + std::to_string(width) + " wide, not " + std::to_string(a.shape(1)));
     need(a.shape(1) <= 1 || a.stride(1) == 1, text + " must lie without gaps in a row");
     need(a.shape(0) <= 1 || a.stride(0) >= width, text + " must have rows one after the other");
-    need(!is_bf16(a) || a.shape(0) <= 1 || a.stride(0) % 2 == 0, text + " must have rows at even places");
     const int64_t stride = a.shape(0) > 1 ? a.stride(0) : width;
     return {const_cast<void*>(a.data()), is_bf16(a), (int64_t)a.shape(0), width, stride};
+}
+
+// Kernels read bf16 rows as pairs, unless the weight is fp32.
+void need_pairs(const Rows& x, const Matrix& weight) {
+    need(!x.bf16 || weight.format == Format::f32_rows || x.stride % 2 == 0,
+         "x must have its bf16 rows at even places");
 }
 
 template <class T>
@@ -189,6 +194,7 @@ void run_linear(const std::string& set, const Array& x, const Weight& weight, co
     const Linear job = {rows_of(x, "x", weight.first.k), weight.first, rows_of(out, "out", width), gated,
                         threads_of(threads)};
     need(job.x.count == job.out.count, "x and out must have as many rows");
+    need_pairs(job.x, weight.first);
     const Kernels& kernels = set_of(set);
     nb::gil_scoped_release free;
     if (job.x.count > 0) kernels.linear(job);
@@ -237,6 +243,7 @@ void run_head(const std::string& set, const Array& x, const Weight& weight, floa
     job.weight = weight.first;
     job.cap = cap;
     const int64_t rows = job.x.count;
+    need_pairs(job.x, weight.first);
     job.temperatures = vector_of<float>(temperatures, "temperatures", rows);
     if (uniforms) {
         job.uniforms = vector_of<double>(*uniforms, "uniforms", rows);
@@ -266,6 +273,7 @@ void run_soft(const std::string& set, const Array& x, const Weight& weight, floa
     job.weight = weight.first;
     job.cap = cap;
     const int64_t rows = job.x.count;
+    need_pairs(job.x, weight.first);
     job.temperatures = vector_of<float>(temperatures, "temperatures", rows);
     job.maximum = vector_of<float>(maximum, "maximum", rows);
     job.log_sum = vector_of<float>(log_sum, "log_sum", rows);

@@ -199,7 +199,8 @@ SFUMATO_INLINE void put(const Rows& out, int64_t row, int64_t column, float valu
         ((float*)out.data)[row * out.stride + column] = value;
 }
 
-// Whether bf16 activations go as pairs: rows must start at even places.
+// Whether bf16 activations go as pairs. An odd distance between rows cannot be told in pairs: the
+// caller (module.cpp) allows none where k is even.
 SFUMATO_INLINE bool paired(const Rows& x, const Matrix& w) {
     return kPairedActivations && x.bf16 && w.format != Format::f32_rows;
 }

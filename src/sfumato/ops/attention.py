@@ -1,7 +1,7 @@
 """Attention of many rows to many slots, without writing the scores.
 
-Contract of `attention`: queries [B, N, S, H], keys and values [B, N_kv, T, H], N a multiple of N_kv,
-the query heads n * N / N_kv .. of key head n. Scores are not scaled. `mask` [B, S, T], true where a
+Contract of `attention`: queries [B, N, S, H], keys and values [B, N_kv, T, H], N a multiple of N_kv:
+query heads share key heads in groups. Scores are not scaled. `mask` [B, S, T], true where a
 row may look, or None for everywhere; a row that may look nowhere gets NaN. The result is
 [B, S, N, H] in the queries' dtype. Slots that no row of an entry may see change no bit of it, so
 padding before or after what is seen does not either.

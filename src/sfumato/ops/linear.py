@@ -34,6 +34,8 @@ def linear(x: Tensor, weight: Weight, kernels: Kernels | None = None) -> Tensor:
     if kernels is None:
         return reference(x, weight)
     flat = x.reshape(-1, weight.k)
+    if flat.stride(0) % 2:  # rows of a wider tensor: bf16 is read in pairs
+        flat = flat.contiguous()
     out = flat.new_empty(flat.shape[0], weight.n // 2 if weight.gated else weight.n)
     kernels.native.linear(
         kernels.name, flat, weight.native(kernels), out, weight.gated, kernels.threads

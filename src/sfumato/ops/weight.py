@@ -74,7 +74,9 @@ class Weight:
     def _decoded(self) -> Tensor:
         assert self.scales is not None
         assert self.scale is not None
-        packed = self.data.permute(0, 1, 4, 2, 3).reshape(self.matrices, -1, self.k // 2)
+        packed = (
+            self.data.permute(0, 1, 4, 2, 3).reshape(self.matrices, -1, self.k // 2).contiguous()
+        )
         scales = self.scales.transpose(2, 3).reshape(self.matrices, -1, self.k // PANEL)
         stored = Nvfp4Tensor(packed, scales.contiguous().view(torch.float8_e4m3fn), self.scale)
         return decode(stored, torch.float32)

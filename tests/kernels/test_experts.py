@@ -1,0 +1,138 @@
+"""The mixture of experts: sizes, empty experts, one expert taking all, order of the sum."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sfumato.errors import InputError
+from sfumato.ops.experts import declines, experts, reference
+from sfumato.ops.kernels import Kernels
+from sfumato.ops.weight import Weight, nvfp4, panels, rows
+from sfumato.quant.nvfp4 import quantise
+
+many = settings(max_examples=25, deadline=None)
+
+
+def _weights(count: int, hidden: int, inner: int, seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    gate_up = torch.randn(count, 2 * inner, hidden, generator=generator) / hidden**0.5
+    down = torch.randn(count, hidden, inner, generator=generator) / inner**0.5
+    return gate_up.bfloat16(), down.bfloat16()
+
+
+def _routed(rows_: int, slots: int, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.rand(rows_, count, generator=generator)
+    return scores.topk(slots).indices, torch.rand(rows_, slots, generator=generator)
+
+
+def _in_rows(gate_up: Tensor, down: Tensor) -> tuple[Weight, Weight]:
+    gate, values = gate_up.chunk(2, dim=1)
+    return rows(gate, values), rows(down)
+
+
+@given(
+    st.integers(1, 90), st.integers(1, 9), st.integers(1, 3), st.integers(1, 40), st.integers(0, 99)
+)
+@many
+def test_every_layout_is_the_reference(
+    kernels: Kernels, length: int, count: int, tens: int, half: int, seed: int
+) -> None:
+    slots = min(count, 2)
+    gate_up, down = _weights(count, 2 * half, 16 * tens, seed)
+    chosen, shares = _routed(length, slots, count, seed)
+    x = torch.randn(length, 2 * half, generator=torch.Generator().manual_seed(seed + 1))
+    layouts = (
+        _in_rows(gate_up, down),
+        _in_rows(gate_up.float(), down.float()),
+        (panels(gate_up, gated=True), panels(down)),
+    )
+    for up, back in layouts:
+        expected = reference(x, chosen, shares, up, back)
+        found = experts(x, chosen, shares, up, back, kernels)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_bf16(kernels: Kernels) -> None:
+    gate_up, down = _weights(8, 64, 32, 1)
+    chosen, shares = _routed(50, 2, 8, 1)
+    x = torch.randn(50, 64, generator=torch.Generator().manual_seed(2)).bfloat16()
+    up, back = _in_rows(gate_up, down)
+    exact = reference(x.float(), chosen, shares, up, back)
+    found = experts(x, chosen, shares, up, back, kernels)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), exact, rtol=2e-2, atol=2e-2)
+
+
+def test_nvfp4(kernels: Kernels) -> None:
+    gate_up, down = _weights(4, 64, 32, 3)
+    up, back = nvfp4(quantise(gate_up.float()), gated=True), nvfp4(quantise(down.float()))
+    chosen, shares = _routed(40, 2, 4, 3)
+    x = torch.randn(40, 64, generator=torch.Generator().manual_seed(4))
+    expected = reference(x, chosen, shares, up, back)
+    found = experts(x, chosen, shares, up, back, kernels)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [1, 64, 65, 700])
+def test_one_expert_takes_all_rows_and_others_none(kernels: Kernels, length: int) -> None:
+    up, back = _in_rows(*_weights(6, 32, 16, 5))
+    chosen = torch.full((length, 1), 3)
+    shares = torch.rand(length, 1, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(length, 32, generator=torch.Generator().manual_seed(6))
+    expected = reference(x, chosen, shares, up, back)
+    found = experts(x, chosen, shares, up, back, kernels)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_an_expert_chosen_twice_counts_twice(kernels: Kernels) -> None:
+    up, back = _in_rows(*_weights(3, 32, 16, 7))
+    x = torch.randn(5, 32, generator=torch.Generator().manual_seed(8))
+    once = experts(x, torch.full((5, 1), 2), torch.full((5, 1), 1.0), up, back, kernels)
+    twice = experts(x, torch.full((5, 2), 2), torch.full((5, 2), 0.5), up, back, kernels)
+    torch.testing.assert_close(once, twice)
+
+
+@given(st.integers(2, 200), st.integers(0, 99))
+@many
+def test_a_row_has_its_bits_alone_and_with_any_threads(
+    kernels: Kernels, length: int, seed: int
+) -> None:
+    up, back = _in_rows(*_weights(5, 40, 32, seed))
+    chosen, shares = _routed(length, 3, 5, seed)
+    x = torch.randn(length, 40, generator=torch.Generator().manual_seed(seed + 1))
+    before = torch.get_num_threads()
+    try:
+        for dtype in (torch.float32, torch.bfloat16):
+            own = x.to(dtype)
+            torch.set_num_threads(1)
+            whole = experts(own, chosen, shares, up, back, kernels)
+            torch.set_num_threads(4)
+            assert torch.equal(experts(own, chosen, shares, up, back, kernels), whole)
+            at = slice(length // 2, length // 2 + 1)
+            alone = experts(own[at], chosen[at], shares[at], up, back, kernels)
+            assert torch.equal(alone[0], whole[length // 2])
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_an_expert_that_is_not_there_is_refused(kernels: Kernels) -> None:
+    up, back = _in_rows(*_weights(3, 32, 16, 9))
+    x, shares = torch.zeros(2, 32), torch.ones(2, 1)
+    for wrong in (-1, 3):
+        with pytest.raises(ValueError, match="not there"):
+            experts(x, torch.full((2, 1), wrong), shares, up, back, kernels)
+
+
+def test_reasons_to_decline() -> None:
+    gate_up, down = _weights(2, 32, 16, 1)
+    up, back = _in_rows(gate_up, down)
+    assert declines(torch.float32, up, back) is None
+    assert "float16" in str(declines(torch.float16, up, back))
+    assert "f32_rows" in str(declines(torch.float32, up, rows(down.float())))
+    with pytest.raises(InputError, match="16s"):
+        _in_rows(gate_up[:, :24], down)

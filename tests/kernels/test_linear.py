@@ -1,0 +1,171 @@
+"""Linear maps: every layout against exact arithmetic, rows alone, any number of threads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sfumato.errors import InputError
+from sfumato.ops.kernels import Kernels
+from sfumato.ops.linear import linear, reference
+from sfumato.ops.weight import Weight, nvfp4, panels, rows
+from sfumato.quant.nvfp4 import decode, quantise
+
+DTYPES = (torch.float32, torch.bfloat16)
+sizes = st.tuples(st.integers(1, 40), st.integers(1, 150), st.integers(1, 700))
+many = settings(max_examples=25, deadline=None)
+
+
+def _matrix(n: int, k: int, seed: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.randn(n, k, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def _exact(x: Tensor, weight: Tensor) -> Tensor:
+    return x.double() @ weight.double().t()
+
+
+def _near(found: Tensor, exact: Tensor, x: Tensor, weight: Tensor) -> None:
+    """Within the bound that csrc/linear.hpp states, and bf16's rounding where that is the dtype."""
+    k = weight.shape[1]
+    size = x.double().abs() @ weight.double().abs().t()
+    bound = 1.1 * (k / 512 + 512) * 2.0**-24 * size
+    if found.dtype == torch.bfloat16:
+        bound = bound + exact.abs() * 2.0**-8
+    assert bool(((found.double() - exact).abs() <= bound).all())
+
+
+def _layouts(weight: Tensor) -> Iterator[Weight]:
+    yield rows(weight.float())
+    if weight.shape[1] % 2 == 0:
+        yield rows(weight)
+        yield panels(weight)
+
+
+@given(sizes, st.sampled_from(DTYPES), st.integers(0, 99))
+@many
+def test_layouts_are_near_exact_arithmetic(
+    kernels: Kernels, size: tuple[int, int, int], dtype: torch.dtype, seed: int
+) -> None:
+    m, n, k = size
+    x, weight = _matrix(m, k, seed, dtype), _matrix(n, k, seed + 100)
+    for one in _layouts(weight):
+        found = linear(x, one, kernels)
+        assert found.dtype == dtype
+        _near(found, _exact(x, weight), x, weight)
+
+
+@given(st.integers(1, 30), st.integers(1, 70), st.integers(1, 40), st.integers(0, 99))
+@many
+def test_nvfp4_is_exact_in_its_weights(
+    kernels: Kernels, m: int, n: int, groups: int, seed: int
+) -> None:
+    stored = quantise(_matrix(n, 16 * groups, seed, torch.float32))
+    x, weight = _matrix(m, 16 * groups, seed + 100, torch.float32), decode(stored)
+    packed = nvfp4(stored)
+    assert torch.equal(packed.dense()[0], weight)
+    _near(linear(x, packed, kernels), _exact(x, weight), x, weight)
+
+
+def test_nvfp4_takes_every_code_and_the_ends_of_the_scales(kernels: Kernels) -> None:
+    codes = torch.arange(256, dtype=torch.uint8).repeat(32, 1)  # every byte in every row
+    scales = torch.arange(32, dtype=torch.uint8)[:, None].repeat(1, 32)
+    scales[8:16, :] = 0x7E  # 448
+    scales[16:24, :] = 0x01  # the smallest, subnormal
+    from sfumato.quant.nvfp4 import Nvfp4Tensor
+
+    stored = Nvfp4Tensor(codes, scales.view(torch.float8_e4m3fn), torch.tensor(2.0**-3))
+    packed, x = nvfp4(stored), torch.eye(512)
+    assert torch.equal(linear(x, packed, kernels), decode(stored).t())
+
+
+@given(st.integers(1, 5), st.integers(1, 40), st.integers(2, 300), st.integers(0, 99))
+@many
+def test_gated(kernels: Kernels, tens: int, m: int, half_k: int, seed: int) -> None:
+    n, k = 32 * tens, 2 * half_k
+    x, weight = _matrix(m, k, seed, torch.float32), _matrix(n, k, seed + 100) / k**0.5
+    gate, values = weight.chunk(2)
+    for one in (rows(gate, values), panels(weight, gated=True), rows(gate.float(), values.float())):
+        assert torch.equal(one.dense()[0].bfloat16(), weight)
+        torch.testing.assert_close(linear(x, one, kernels), reference(x, one), rtol=1e-5, atol=2e-6)
+
+
+@given(st.integers(2, 60), st.integers(1, 100), st.integers(1, 600), st.integers(0, 99))
+@many
+def test_a_row_has_its_bits_alone_and_with_any_threads(
+    kernels: Kernels, m: int, n: int, half_k: int, seed: int
+) -> None:
+    weight = _matrix(n, 2 * half_k, seed + 100)
+    before = torch.get_num_threads()
+    try:
+        for dtype in DTYPES:
+            x = _matrix(m, 2 * half_k, seed, dtype)
+            for one in _layouts(weight):
+                torch.set_num_threads(1)
+                whole = linear(x, one, kernels)
+                torch.set_num_threads(3)
+                assert torch.equal(linear(x, one, kernels), whole)
+                for row in (0, m // 2, m - 1):
+                    assert torch.equal(linear(x[row : row + 1], one, kernels)[0], whole[row])
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_layouts_agree_to_the_bit(kernels: Kernels) -> None:
+    weight, x = _matrix(50, 1200, 1), _matrix(33, 1200, 2, torch.float32)
+    assert torch.equal(linear(x, rows(weight), kernels), linear(x, panels(weight), kernels))
+
+
+def test_shapes_and_views(kernels: Kernels) -> None:
+    weight = rows(_matrix(24, 32, 1))
+    x = _matrix(12, 64, 2, torch.float32)
+    assert linear(x.view(3, 4, 64)[..., :32], weight, kernels).shape == (3, 4, 24)
+    assert torch.equal(
+        linear(x[::2, :32], weight, kernels), linear(x[::2, :32].contiguous(), weight, kernels)
+    )
+    assert linear(x[:0, :32], weight, kernels).shape == (0, 24)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_no_number_stays_in_its_row(kernels: Kernels, value: float) -> None:
+    weight, x = _matrix(20, 40, 1), _matrix(9, 40, 2, torch.float32)
+    clean = linear(x, rows(weight), kernels)
+    x[4, 7] = value
+    found = linear(x, rows(weight), kernels)
+    assert not bool(found[4].isfinite().any())
+    others = [0, 1, 2, 3, 5, 6, 7, 8]
+    assert torch.equal(found[others], clean[others])
+
+
+def test_what_cannot_be_a_weight_is_refused() -> None:
+    with pytest.raises(InputError, match="even number"):
+        rows(torch.zeros(4, 3, dtype=torch.bfloat16))
+    with pytest.raises(InputError, match="float32 or bfloat16"):
+        rows(torch.zeros(4, 4, dtype=torch.float16))
+    with pytest.raises(InputError, match="halves"):
+        rows(torch.zeros(8, 4), torch.zeros(8, 4))
+    with pytest.raises(InputError, match="one shape"):
+        rows(torch.zeros(16, 4), torch.zeros(32, 4))
+    with pytest.raises(InputError, match="gaps"):
+        rows(torch.zeros(8, 8)[:, ::2])
+
+
+def test_the_module_checks_what_it_is_given(kernels: Kernels) -> None:
+    native, weight = kernels.native, rows(_matrix(8, 4, 1)).native(kernels)
+    x, out = torch.zeros(2, 4), torch.zeros(2, 8)
+    for wrong, words in (
+        ((x[:, :2], weight, out, False, 1), "4 wide"),
+        ((x, weight, out[:, :4], False, 1), "8 wide"),
+        ((x, weight, out[:1], False, 1), "as many rows"),
+        ((x.double(), weight, out, False, 1), "fp32 or bf16"),
+        ((x, weight, out, False, 0), "threads"),
+        ((x, weight, out, True, 1), "32s"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            native.linear(kernels.name, *wrong)
+    with pytest.raises(ValueError, match="no kernels for"):
+        native.linear("mmx", x, weight, out, False, 1)

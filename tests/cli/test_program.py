@@ -21,7 +21,8 @@ from sfumato.cli.program import app
 from tests.cli.checkpoints import Program
 
 COMMANDS = [
-    "ask", "chat", "show", "list", "pull", "rm", "eval", "train", "export", "doctor", "completion",
+    "ask", "chat", "show", "list", "pull", "rm", "eval", "bench", "train", "export", "doctor",
+    "completion",
 ]  # fmt: skip
 HELP_SECONDS = 0.3
 

@@ -9,6 +9,7 @@ import typer
 
 from sfumato import __version__
 from sfumato.cli.ask import ask
+from sfumato.cli.bench import bench
 from sfumato.cli.chat import chat
 from sfumato.cli.completion import completion
 from sfumato.cli.doctor import doctor
@@ -40,6 +41,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "pull": pull,
     "rm": remove,
     "eval": evaluate,
+    "bench": bench,
     "train": train,
     "export": export,
     "quantize": quantize,

@@ -147,13 +147,13 @@ inline void run_block(const Attention& job, const Block& block, const Span& span
     for (int64_t i = 0; i < block.count; i++) {
         const int64_t place =
             ((block.batch * job.rows + row_in(job, block, i)) * job.heads + head_in(job, block, i)) * dim;
-        const float whole = rooms.sum[i];
-        for (int64_t d = 0; d < dim; d++) {
-            const float value = rooms.mixed[i * dim + d] / whole;  // a row that sees nothing: NaN
+        const vf whole = all(rooms.sum[i]);
+        for (int64_t d = 0; d < dim; d += kLanes) {
+            const vf value = load<vf>(rooms.mixed + i * dim + d) / whole;  // seeing nothing: NaN
             if (job.bf16)
-                ((uint16_t*)job.out)[place + d] = narrow(value);
+                store_bf16((uint16_t*)job.out + place + d, value);
             else
-                ((float*)job.out)[place + d] = value;
+                store((float*)job.out + place + d, value);
         }
     }
 }

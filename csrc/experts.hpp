@@ -86,9 +86,22 @@ inline void run_task(const Experts& job, const int64_t* order, const Task& task,
             const int64_t number = order[task.begin + i];
             const float share = job.shares[number] * down.scale;
             float* to = parts + number * down.n + group * kGroup;
-            for (int64_t n = 0; n < own; n++) to[n] = c[i * kGroup + n] * share;
+            const Rows part = {to, false, 1, own, own};
+            put(part, 0, 0, c + i * kGroup, own, share);
         }
     }
+}
+
+// The sum of a row's parts, in the order of its slots; the first part's memory is used up.
+SFUMATO_INLINE void mix_parts(const Experts& job, float* parts, int64_t row, int64_t width) {
+    for (int64_t s = 1; s < job.slots; s++) {
+        const float* part = parts + s * width;
+        int64_t i = 0;
+        for (; i + kLanes <= width; i += kLanes)
+            store(parts + i, load<vf>(parts + i) + load<vf>(part + i));
+        for (; i < width; i++) parts[i] += part[i];
+    }
+    put(job.out, row, 0, parts, width, 1.0f);
 }
 
 template <class Kind>
@@ -107,11 +120,7 @@ inline void experts_of(const Experts& job) {
         for (int64_t t = 0; t < count; t++) run_task<Kind>(job, order, tasks[t], parts);
 #pragma omp for schedule(static)
         for (int64_t row = 0; row < job.x.count; row++)
-            for (int64_t i = 0; i < width; i++) {
-                float sum = 0;
-                for (int64_t s = 0; s < job.slots; s++) sum += parts[(row * job.slots + s) * width + i];
-                put(job.out, row, i, sum);
-            }
+            mix_parts(job, parts + row * job.slots * width, row, width);
     }
 }
 

@@ -202,12 +202,9 @@ inline void believe(const Soft& job, const Vocabulary<Kind>& words, int64_t grou
     }
 }
 
-typedef uint16_t vh __attribute__((vector_size(kLanes * 2)));
-
 SFUMATO_INLINE vf widened(const void* row, bool bf16, int64_t at) {
     if (!bf16) return load<vf>((const float*)row + at);
-    const vu wide = __builtin_convertvector(load<vh>((const uint16_t*)row + at), vu);
-    return (vf)(wide << 16);
+    return load_bf16((const uint16_t*)row + at);
 }
 
 // sum[at] += p[0] * row 0 + p[1] * row 1 + ..., in that order, for [begin, end).
@@ -274,7 +271,7 @@ inline void soft_of(const Soft& job, const typename Kind::Activation* x, int64_t
         }
 #pragma omp for schedule(static)
         for (int64_t row = 0; row < rows; row++)
-            for (int64_t i = 0; i < width; i++) put(job.out, row, i, sums[row * width + i] * job.factor);
+            put(job.out, row, 0, sums + row * width, width, job.factor);
     }
 }
 

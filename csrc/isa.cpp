@@ -4,6 +4,7 @@
 #include "head.hpp"
 #include "linear.hpp"
 #include "norm.hpp"
+#include "route.hpp"
 
 namespace sfumato::SFUMATO_ISA {
 
@@ -26,6 +27,6 @@ static bool usable() {
 #define SFUMATO_NAME(name) SFUMATO_TEXT(name)
 
 extern const Kernels kernels = {SFUMATO_NAME(SFUMATO_ISA), usable, linear, experts, head,
-                               soft, norm, heads, attention};
+                               soft, norm, heads, attention, route};
 
 }  // namespace sfumato::SFUMATO_ISA

@@ -129,6 +129,15 @@ struct Attention {
     int threads;
 };
 
+// For each row the `slots` best of its scores, as expert numbers and shares.
+struct Route {
+    const float* scores;  // [rows, experts], before the softmax
+    const float* scales;  // [experts]
+    int64_t rows, experts, slots;
+    int64_t* chosen;  // [rows, slots]
+    float* shares;    // [rows, slots]
+};
+
 struct Kernels {
     const char* name;
     bool (*usable)();  // whether this processor has what the code needs
@@ -139,6 +148,7 @@ struct Kernels {
     void (*norm)(const Norm&);
     void (*heads)(const Heads&);
     void (*attention)(const Attention&);
+    void (*route)(const Route&);
 };
 
 // Every instruction set this library was compiled for, best first.

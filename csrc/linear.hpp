@@ -15,7 +15,7 @@ inline void finish_group(const Linear& job, const float* c, int64_t row, int64_t
     for (int64_t r = 0; r < rows; r++) {
         const float* from = c + r * kGroup;
         if (!job.gated) {
-            for (int64_t i = 0; i < own; i++) put(job.out, row + r, group * kGroup + i, from[i] * scale);
+            put(job.out, row + r, group * kGroup, from, own, scale);
             continue;
         }
         for (int64_t p = 0; p + 2 * kPanel <= own; p += 2 * kPanel) {
@@ -23,8 +23,7 @@ inline void finish_group(const Linear& job, const float* c, int64_t row, int64_t
             for (int i = 0; i < kPanel; i += kLanes)
                 store(active + i, gelu(load<vf>(from + p + i) * scale) *
                                       (load<vf>(from + p + kPanel + i) * scale));
-            for (int i = 0; i < kPanel; i++)
-                put(job.out, row + r, group * (kGroup / 2) + p / 2 + i, active[i]);
+            put(job.out, row + r, group * (kGroup / 2) + p / 2, active, kPanel, 1.0f);
         }
     }
 }

@@ -397,6 +397,23 @@ void run_attention(const std::string& set, const Array& queries, const Array& ke
     if (job.batch > 0 && job.rows > 0) kernels.attention(job);
 }
 
+void run_route(const std::string& set, const Array& scores, const Array& scales, const Array& chosen,
+               const Array& shares) {
+    need(scores.ndim() == 2 && chosen.ndim() == 2, "scores and chosen must have two dimensions");
+    Route job = {};
+    job.rows = (int64_t)scores.shape(0);
+    job.experts = (int64_t)scores.shape(1);
+    job.slots = (int64_t)chosen.shape(1);
+    need(job.slots > 0 && job.slots <= job.experts, "there are fewer experts than slots");
+    job.scores = table_of<float>(scores, "scores", job.rows, job.experts);
+    job.scales = vector_of<float>(scales, "scales", job.experts);
+    job.chosen = table_of<int64_t>(chosen, "chosen", job.rows, job.slots);
+    job.shares = table_of<float>(shares, "shares", job.rows, job.slots);
+    const Kernels& kernels = set_of(set);
+    nb::gil_scoped_release free;
+    kernels.route(job);
+}
+
 }  // namespace
 
 NB_MODULE(_kernels, module) {
@@ -421,6 +438,8 @@ NB_MODULE(_kernels, module) {
     module.def("soft", run_soft, nb::arg("set"), nb::arg("x"), nb::arg("weight"), nb::arg("cap"),
                nb::arg("temperatures"), nb::arg("maximum"), nb::arg("log_sum"), nb::arg("group_maximum"),
                nb::arg("factor"), nb::arg("out"), nb::arg("threads"));
+    module.def("route", run_route, nb::arg("set"), nb::arg("scores"), nb::arg("scales"), nb::arg("chosen"),
+               nb::arg("shares"));
     module.def("norm", run_norm, nb::arg("set"), nb::arg("x"), nb::arg("weight").none(),
                nb::arg("residual").none(), nb::arg("eps"), nb::arg("scale"), nb::arg("out"),
                nb::arg("threads"));

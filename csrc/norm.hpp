@@ -13,7 +13,7 @@ namespace sfumato::SFUMATO_ISA {
 // `width` values from memory as fp32, in place if they are so already.
 SFUMATO_INLINE const float* floats(const void* from, bool bf16, int64_t width, float* room) {
     if (!bf16) return (const float*)from;
-    for (int64_t i = 0; i < width; i++) room[i] = widen(((const uint16_t*)from)[i]);
+    widen_row((const uint16_t*)from, width, room);
     return room;
 }
 
@@ -42,14 +42,20 @@ inline void norm_row(const Norm& job, int64_t row, float* room) {
     if (job.residual.data)
         add = floats(row_of(job.residual, row), job.residual.bf16, width, room + width);
     float* out = job.out.bf16 ? room : (float*)row_of(job.out, row);
-    for (int64_t i = 0; i < width; i++) {
+    int64_t i = 0;
+    for (; i + kLanes <= width; i += kLanes) {
+        vf value = load<vf>(x + i) * factor;
+        if (job.weight) value *= load<vf>(job.weight + i);
+        if (add) value += load<vf>(add + i);
+        store(out + i, value * job.scale);
+    }
+    for (; i < width; i++) {
         float value = x[i] * factor;
         if (job.weight) value *= job.weight[i];
         if (add) value += add[i];
         out[i] = value * job.scale;
     }
-    if (job.out.bf16)
-        for (int64_t i = 0; i < width; i++) ((uint16_t*)row_of(job.out, row))[i] = narrow(out[i]);
+    if (job.out.bf16) put(job.out, row, 0, out, width, 1.0f);
 }
 
 inline void norm(const Norm& job) {
@@ -67,7 +73,9 @@ inline void head_row(const Heads& job, int64_t position, int64_t head, float* ro
     const float* x = floats(from, job.bf16, dim, room);
     const float factor = inverse_rms(x, dim, job.eps);
     float* out = room + dim;
-    for (int64_t i = 0; i < dim; i++) out[i] = job.weight ? x[i] * factor * job.weight[i] : x[i] * factor;
+    for (int64_t i = 0; i < dim; i++) out[i] = x[i] * factor;
+    if (job.weight)
+        for (int64_t i = 0; i < dim; i++) out[i] *= job.weight[i];
     if (job.cosines) {
         const float *cosines = job.cosines + position * dim, *sines = job.sines + position * dim;
         for (int64_t i = 0; i < half; i++) {
@@ -81,7 +89,7 @@ inline void head_row(const Heads& job, int64_t position, int64_t head, float* ro
     if (!job.bf16)
         memcpy(to, out, sizeof(float) * dim);
     else
-        for (int64_t i = 0; i < dim; i++) ((uint16_t*)to)[i] = narrow(out[i]);
+        put({to, true, 1, dim, dim}, 0, 0, out, dim, 1.0f);
 }
 
 inline void heads(const Heads& job) {

@@ -66,6 +66,20 @@ SFUMATO_INLINE uint16_t narrow(float x) {
     return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16);
 }
 
+typedef uint16_t vh __attribute__((vector_size(kLanes * 2)));
+
+SFUMATO_INLINE vf load_bf16(const uint16_t* from) {
+    return (vf)(__builtin_convertvector(load<vh>(from), vu) << 16);
+}
+
+SFUMATO_INLINE void store_bf16(uint16_t* to, vf x) {
+    const vu bits = (vu)x;
+    const vu rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    const vu nan = (bits >> 16) | 0x40u;
+    const vu is_nan = (vu)((bits & 0x7fffffffu) > 0x7f800000u);
+    store(to, __builtin_convertvector((rounded & ~is_nan) | (nan & is_nan), vh));
+}
+
 SFUMATO_INLINE vf select(vi condition, vf yes, vf no) {
     return (vf)(((vi)yes & condition) | ((vi)no & ~condition));
 }

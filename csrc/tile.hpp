@@ -177,6 +177,12 @@ inline void group_product(const typename Kind::Activation* x, int64_t lda, int64
     }
 }
 
+SFUMATO_INLINE void widen_row(const uint16_t* from, int64_t count, float* to) {
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) store(to + i, load_bf16(from + i));
+    for (; i < count; i++) to[i] = widen(from[i]);
+}
+
 // Rows of activations as a kernel's kind wants them: in place if they lie so already.
 SFUMATO_INLINE const float* as_floats(const Rows& x, int64_t row, int64_t rows, float* room,
                                       int64_t* lda) {
@@ -185,18 +191,24 @@ SFUMATO_INLINE const float* as_floats(const Rows& x, int64_t row, int64_t rows, 
         return (const float*)x.data + row * x.stride;
     }
     *lda = x.width;
-    for (int64_t r = 0; r < rows; r++) {
-        const uint16_t* from = (const uint16_t*)x.data + (row + r) * x.stride;
-        for (int64_t i = 0; i < x.width; i++) room[r * x.width + i] = widen(from[i]);
-    }
+    for (int64_t r = 0; r < rows; r++)
+        widen_row((const uint16_t*)x.data + (row + r) * x.stride, x.width, room + r * x.width);
     return room;
 }
 
-SFUMATO_INLINE void put(const Rows& out, int64_t row, int64_t column, float value) {
-    if (out.bf16)
-        ((uint16_t*)out.data)[row * out.stride + column] = narrow(value);
-    else
-        ((float*)out.data)[row * out.stride + column] = value;
+// `count` values times `scale` to a row of results, from `column` on.
+SFUMATO_INLINE void put(const Rows& out, int64_t row, int64_t column, const float* values,
+                        int64_t count, float scale) {
+    int64_t i = 0;
+    if (out.bf16) {
+        uint16_t* to = (uint16_t*)out.data + row * out.stride + column;
+        for (; i + kLanes <= count; i += kLanes) store_bf16(to + i, load<vf>(values + i) * scale);
+        for (; i < count; i++) to[i] = narrow(values[i] * scale);
+        return;
+    }
+    float* to = (float*)out.data + row * out.stride + column;
+    for (; i + kLanes <= count; i += kLanes) store(to + i, load<vf>(values + i) * scale);
+    for (; i < count; i++) to[i] = values[i] * scale;
 }
 
 // Whether bf16 activations go as pairs. An odd distance between rows cannot be told in pairs: the

@@ -1,10 +1,10 @@
 """Attention of many rows to many slots, without writing the scores.
 
-Contract of `attention`: queries [B, N, S, H], keys and values [B, N_kv, T, H], N a multiple of N_kv:
-query heads share key heads in groups. Scores are not scaled. `mask` [B, S, T], true where a
-row may look, or None for everywhere; a row that may look nowhere gets NaN. The result is
-[B, S, N, H] in the queries' dtype. Slots that no row of an entry may see change no bit of it, so
-padding before or after what is seen does not either.
+Contract of `attention`: queries [B, N, S, H], keys and values [B, N_kv, T, H]; query heads share
+key heads in groups of N / N_kv. Scores are not scaled. `mask` [B, S, T], true where a row may look,
+or None for everywhere; a row that may look nowhere gets NaN. The result is [B, S, N, H] in the
+queries' dtype. Slots that no row of an entry may see change no bit of it, so padding before or
+after what is seen does not either.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sfumato.ops.kernels import Kernels
+from sfumato.ops.kernels import Kernels, give
 from sfumato.ops.linear import ACTIVATIONS
 
 PANEL = 16
@@ -42,7 +42,15 @@ def attention(
     out = queries.new_empty(batch, length, count, dim)
     if mask is not None:
         mask = mask.expand(batch, length, keys.shape[2])
-    kernels.native.attention(kernels.name, queries, keys, values, mask, out, kernels.threads)
+    kernels.native.attention(
+        kernels.name,
+        give(queries),
+        give(keys),
+        give(values),
+        None if mask is None else give(mask),
+        give(out),
+        kernels.threads,
+    )
     return out
 
 

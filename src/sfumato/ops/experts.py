@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sfumato.ops.kernels import Kernels
+from sfumato.ops.kernels import Kernels, give
 from sfumato.ops.linear import ACTIVATIONS
 from sfumato.ops.weight import PANEL, Weight
 
@@ -49,12 +49,12 @@ def experts(
         part = slice(start, start + _ROWS)
         kernels.native.experts(
             kernels.name,
-            x[part],
-            chosen[part].contiguous(),
-            shares[part].contiguous(),
+            give(x[part]),
+            give(chosen[part].contiguous()),
+            give(shares[part].contiguous()),
             gate_up.native(kernels),
             down.native(kernels),
-            out[part],
+            give(out[part]),
             kernels.threads,
         )
     return out

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sfumato.ops.kernels import Kernels
+from sfumato.ops.kernels import Kernels, give
 from sfumato.ops.linear import ACTIVATIONS
 from sfumato.ops.weight import Weight
 
@@ -41,6 +41,12 @@ class Beliefs:
     maximum: Tensor
     log_sum: Tensor
     group_maximum: Tensor
+
+    def only(self, rows: Tensor) -> Beliefs:
+        """Those of the `rows` (a mask [R]) alone."""
+        sample = None if self.sample is None else self.sample[rows]
+        own = (self.argmax[rows], sample, self.entropy[rows], self.maximum[rows])
+        return Beliefs(*own, self.log_sum[rows], self.group_maximum[:, rows].contiguous())
 
 
 def declines(x_dtype: torch.dtype, table: Weight) -> str | None:
@@ -76,17 +82,17 @@ def head(
     )
     kernels.native.head(
         kernels.name,
-        x.contiguous(),
+        give(x.contiguous()),
         table.native(kernels),
         cap,
-        temperatures.contiguous(),
-        uniforms,
-        found.argmax,
-        found.sample,
-        found.entropy,
-        found.maximum,
-        found.log_sum,
-        found.group_maximum,
+        give(temperatures.contiguous()),
+        None if uniforms is None else give(uniforms),
+        give(found.argmax),
+        None if found.sample is None else give(found.sample),
+        give(found.entropy),
+        give(found.maximum),
+        give(found.log_sum),
+        give(found.group_maximum),
         kernels.threads,
     )
     return found
@@ -107,15 +113,15 @@ def soft(
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     kernels.native.soft(
         kernels.name,
-        x.contiguous(),
+        give(x.contiguous()),
         table.native(kernels),
         cap,
-        temperatures.contiguous(),
-        beliefs.maximum,
-        beliefs.log_sum,
-        beliefs.group_maximum,
+        give(temperatures.contiguous()),
+        give(beliefs.maximum),
+        give(beliefs.log_sum),
+        give(beliefs.group_maximum),
         factor,
-        out,
+        give(out),
         kernels.threads,
     )
     return out

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sfumato.ops.kernels import Kernels
+from sfumato.ops.kernels import Kernels, give
 from sfumato.ops.weight import Weight
 
 ACTIVATIONS = (torch.float32, torch.bfloat16)
@@ -38,7 +38,12 @@ def linear(x: Tensor, weight: Weight, kernels: Kernels | None = None) -> Tensor:
         flat = flat.contiguous()
     out = flat.new_empty(flat.shape[0], weight.n // 2 if weight.gated else weight.n)
     kernels.native.linear(
-        kernels.name, flat, weight.native(kernels), out, weight.gated, kernels.threads
+        kernels.name,
+        give(flat),
+        weight.native(kernels),
+        give(out),
+        weight.gated,
+        kernels.threads,
     )
     return out.view(*x.shape[:-1], out.shape[1])
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sfumato.ops.kernels import Kernels
+from sfumato.ops.kernels import Kernels, give
 
 Tables = tuple[Tensor, Tensor]  # cosines and sines, fp32 [B, S, H]
 
@@ -31,7 +31,16 @@ def norm(
     flat = x.reshape(-1, x.shape[-1])
     add = None if residual is None else residual.reshape(flat.shape)
     out = torch.empty_like(flat)
-    kernels.native.norm(kernels.name, flat, weight, add, eps, scale, out, kernels.threads)
+    kernels.native.norm(
+        kernels.name,
+        give(flat),
+        None if weight is None else give(weight),
+        None if add is None else give(add),
+        eps,
+        scale,
+        give(out),
+        kernels.threads,
+    )
     return out.view(x.shape)
 
 
@@ -57,9 +66,16 @@ def heads(
         return heads_reference(x, weight, eps, tables)
     batch, length, count, dim = x.shape
     out = x.new_empty(batch, count, length, dim)
-    cosines, sines = (None, None) if tables is None else (one.view(-1, dim) for one in tables)
+    cosines, sines = (None, None) if tables is None else (give(one.view(-1, dim)) for one in tables)
     kernels.native.heads(
-        kernels.name, x.contiguous(), weight, cosines, sines, eps, out, kernels.threads
+        kernels.name,
+        give(x.contiguous()),
+        None if weight is None else give(weight),
+        cosines,
+        sines,
+        eps,
+        give(out),
+        kernels.threads,
     )
     return out
 

@@ -25,6 +25,7 @@ class Shape:
     window: int = 8
     experts: int = 4
     top_k: int = 2
+    expert_width: int = 24
     canvas: int = 12
     vocab: int = 97
     vision: bool = False
@@ -58,7 +59,7 @@ def tiny_config(shape: Shape) -> ModelConfig:
             sliding_window=shape.window,
             num_experts=shape.experts,
             top_k_experts=shape.top_k,
-            moe_intermediate_size=24,
+            moe_intermediate_size=shape.expert_width,
             max_position_embeddings=4096,
             rope_sliding=RopeConfig(1e4),
             rope_full=RopeConfig(1e6, 0.25, "proportional"),

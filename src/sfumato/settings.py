@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from sfumato.errors import UsageError
 
 _PREFIX = "SFUMATO_"
-_KNOWN = ("SFUMATO_MODEL", "SFUMATO_THREADS")
+_KNOWN = ("SFUMATO_KERNELS", "SFUMATO_MODEL", "SFUMATO_THREADS")
 _TRUE = frozenset({"1", "on", "yes", "true"})  # as huggingface_hub reads its own switches
 _MAX_THREADS = 4096
 _DUMB = frozenset({"", "dumb", "unknown"})  # of TERM; without one, a terminal is what git calls so
@@ -21,12 +21,14 @@ class Settings:
 
     `model` (SFUMATO_MODEL) is the checkpoint used when none is named, None for the small model;
     `threads` (SFUMATO_THREADS) the CPU threads of the arithmetic, None for torch's own choice;
-    `offline` (HF_HUB_OFFLINE) forbids the network, and huggingface_hub itself obeys the same
+    `kernels` (SFUMATO_KERNELS) which compiled kernels serve, "auto", "reference" for torch alone, or
+    an instruction set's name, checked where they are chosen; `offline` (HF_HUB_OFFLINE) forbids the network, and huggingface_hub itself obeys the same
     variable; `dumb` is True on a terminal that says it can do nothing, or does not say what it is.
     """
 
     model: str | None = None
     threads: int | None = None
+    kernels: str = "auto"
     offline: bool = False
     dumb: bool = False
 
@@ -47,6 +49,7 @@ class Settings:
         return cls(
             model=found.get("SFUMATO_MODEL", "").strip() or None,
             threads=_threads(found.get("SFUMATO_THREADS", "").strip()),
+            kernels=found.get("SFUMATO_KERNELS", "").strip() or "auto",
             offline=found.get("HF_HUB_OFFLINE", "").strip().lower() in _TRUE,
             dumb=found.get("TERM", "" if os.name == "posix" else "windows") in _DUMB,
         )

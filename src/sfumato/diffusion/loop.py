@@ -18,8 +18,9 @@ from torch import Tensor
 
 from sfumato.config.generation import GenerationConfig
 from sfumato.diffusion.events import CommitEvent, Generation, GenerationStats, StepEvent
-from sfumato.diffusion.samplers import Draws, EntropyBound, entropy
+from sfumato.diffusion.samplers import Draws, EntropyBound
 from sfumato.diffusion.schedule import LinearTemperature
+from sfumato.diffusion.steps import PLAIN, Steps
 from sfumato.diffusion.stopping import StableAndConfident, first_stop
 from sfumato.kv.cache import KVCache
 from sfumato.model.diffusion_gemma import DiffusionGemma
@@ -101,6 +102,7 @@ def refine_canvas(
     denoising: Denoising,
     draws: Draws,
     *,
+    steps: Steps = PLAIN,
     canvas_index: int = 0,
     on_step: OnStep | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -116,23 +118,23 @@ def refine_canvas(
     for taken in range(1, denoising.max_steps + 1):
         remaining = torch.tensor(denoising.max_steps + 1 - taken, device=canvases.at.device)
         temperature = denoising.temperature.at(remaining)
-        logits = net.denoise(canvases.current[canvases.at], cache, believed) / temperature
-        sampled = draws.sample(torch.softmax(logits, dim=-1))
-        entropies = entropy(logits)
-        accepted = denoising.acceptance.accept(entropies)
+        current = canvases.current[canvases.at]
+        step = steps.take(net, current, cache, temperature, believed, draws)
+        accepted = denoising.acceptance.accept(step.entropies)
         fresh = draws.canvas(len(canvases.at), length, vocab_size)
-        renoised = torch.where(accepted, sampled, fresh)
-        canvases.take(logits.argmax(dim=-1), renoised, entropies, accepted)
-        done = denoising.stopping.done(canvases.argmax[canvases.at], entropies, history)
+        renoised = torch.where(accepted, step.sampled, fresh)
+        canvases.take(step.argmax, renoised, step.entropies, accepted)
+        done = denoising.stopping.done(canvases.argmax[canvases.at], step.entropies, history)
         canvases.finished[canvases.at] |= done
-        believed = logits.to(net.dtype)
         if on_step is not None:
             on_step(canvases.event(canvas_index, taken, denoising.max_steps))
-        if bool(canvases.finished.all()):
+        if bool(canvases.finished.all()) or taken == denoising.max_steps:
             break
-        if draws.apart and bool(done.any()):
+        if not (draws.apart and bool(done.any())):
+            believed = step.believed(None)
+        else:
             going = ~done
-            canvases.at, believed = canvases.at[going], believed[going]
+            canvases.at, believed = canvases.at[going], step.believed(going)
             cache, draws = cache.select(going), draws.only(going)
             history = deque((earlier[going] for earlier in history), history.maxlen)
     return canvases.argmax, canvases.steps
@@ -145,9 +147,11 @@ def generate(
     config: GenerationConfig,
     draws: Draws,
     watchers: Watchers = Watchers(),
+    steps: Steps = PLAIN,
 ) -> Generation:
     """Write canvases after the encoded prompt until every row has stopped or is long enough.
 
+    `steps` is how each denoising step is taken, `PlainSteps` or `FusedSteps`.
     Each committed canvas but the last is encoded, so `cache` grows. Text is left to the caller,
     who has the tokenizer.
     """
@@ -155,11 +159,17 @@ def generate(
     denoising = Denoising.of(config)
     rows = cache.batch_size
     tokens: list[list[int]] = [[] for _ in range(rows)]
-    steps, canvases = [0] * rows, [0] * rows
+    counts, canvases = [0] * rows, [0] * rows
     open_rows = set(range(rows))
     for index in range(math.ceil(config.max_new_tokens / net.config.canvas_length)):
         canvas, taken = refine_canvas(
-            net, cache, denoising, draws, canvas_index=index, on_step=watchers.on_step
+            net,
+            cache,
+            denoising,
+            draws,
+            steps=steps,
+            canvas_index=index,
+            on_step=watchers.on_step,
         )
         if watchers.on_commit is not None:
             watchers.on_commit(CommitEvent(index, canvas))
@@ -169,7 +179,7 @@ def generate(
             stop = first_stop(written, config.eos_token_id)
             kept[row] = len(written) if stop is None else stop + 1
             tokens[row] += written[: kept[row]]
-            steps[row] += int(taken[row])
+            counts[row] += int(taken[row])
             canvases[row] += 1
             if stop is not None or len(tokens[row]) >= config.max_new_tokens:
                 open_rows.discard(row)
@@ -177,9 +187,9 @@ def generate(
             break
         net.encode(_padded(canvas, kept, config.pad_token_id), cache)
     tokens = [row[: config.max_new_tokens] for row in tokens]
-    rates = [len(row) / count for row, count in zip(tokens, steps, strict=True)]
+    rates = [len(row) / count for row, count in zip(tokens, counts, strict=True)]
     seconds = time.perf_counter() - started
-    return Generation(tokens, None, GenerationStats(steps, canvases, rates, seconds))
+    return Generation(tokens, None, GenerationStats(counts, canvases, rates, seconds))
 
 
 def _padded(canvas: Tensor, kept: list[int], pad_token_id: int | None) -> Tensor:

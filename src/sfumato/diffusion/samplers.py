@@ -66,6 +66,9 @@ class Draws(Protocol):
     def sample(self, probabilities: Tensor) -> Tensor:
         """One id a position [B, L] for `probabilities` [B, L, V]."""
 
+    def uniforms(self, rows: int, length: int) -> Tensor:
+        """Uniform numbers in [0, 1), fp64 [rows, length]."""
+
 
 @dataclass(frozen=True)
 class SharedDraws:
@@ -102,6 +105,15 @@ class SharedDraws:
             raise
         return drawn.view(probabilities.shape[:2])
 
+    def uniforms(self, rows: int, length: int) -> Tensor:
+        """Uniform numbers in [0, 1), fp64 [rows, length]."""
+        return torch.rand(
+            (rows, length),
+            generator=self.generator,
+            device=self.generator.device,
+            dtype=torch.float64,
+        )
+
 
 @dataclass(frozen=True)
 class RowDraws:
@@ -133,6 +145,11 @@ class RowDraws:
         """One id a position [B, L] for `probabilities` [B, L, V]."""
         rows = zip(self.generators, probabilities, strict=True)
         return torch.cat([SharedDraws(one).sample(row[None]) for one, row in rows])
+
+    def uniforms(self, rows: int, length: int) -> Tensor:
+        """Uniform numbers in [0, 1), fp64 [rows, length]."""
+        assert rows == len(self.generators)
+        return torch.cat([SharedDraws(one).uniforms(1, length) for one in self.generators])
 
 
 def draws_for(seed: int | Sequence[int], device: torch.device) -> Draws:

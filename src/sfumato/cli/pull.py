@@ -39,10 +39,11 @@ def pull(
         raise UsageError("the small model is in the package already")
     if expanded(repo).is_dir():
         raise UsageError(f"{repo} is a folder on this machine", hint="there is nothing to fetch")
-    if Settings.from_environment().offline:
-        raise HubError(f"{repo}: HF_HUB_OFFLINE forbids asking the hub", hint="unset it")
     from sfumato.weights import hub
 
+    hub.check_name(repo, revision)  # a name that cannot be is no matter of the network
+    if Settings.from_environment().offline:
+        raise HubError(f"{repo}: HF_HUB_OFFLINE forbids asking the hub", hint="unset it")
     fit = memory_fit(repo, revision)
     if fit.fits is False and not anyway:
         raise HubError(

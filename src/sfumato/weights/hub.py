@@ -114,6 +114,15 @@ def fetch_config(repo: str, revision: str | None = None) -> Path:
     return Path(config).parent
 
 
+def check_name(repo: str, revision: str | None = None) -> None:
+    """Raise HubError or InputError for what cannot name a repository or its revision.
+
+    No network is needed to say so.
+    """
+    _checked_repo(repo)
+    _check_revision(revision)
+
+
 def cached_models() -> list[CachedModel]:
     """The DiffusionGemma repositories in the cache, by name."""
     found = []
@@ -223,6 +232,11 @@ def _scan() -> list[Any]:
         return list(huggingface_hub.scan_cache_dir().repos)
     except CacheNotFound:
         return []
+    except ValueError as problem:  # the cache's folder is a file
+        text = " ".join(str(problem).split())[:200]
+        raise HubError(
+            f"the hub's cache cannot be read: {text}", hint="HF_HOME or HF_HUB_CACHE names it"
+        ) from None
 
 
 def _check_plan(repo: str, plan: Any) -> None:

@@ -91,7 +91,7 @@ def test_null_is_absent_and_ids_may_be_none() -> None:
     assert config.vision is None
     assert config.image_token_id is None
     assert parsed(bos_token_id=None, eos_token_id=None).text.eos_token_id == ()
-    assert parsed(eos_token_id=[1, 106]).text.eos_token_id == (1, 106)
+    assert parsed(eos_token_id=[1, 63]).text.eos_token_id == (1, 63)
 
 
 @pytest.mark.parametrize(
@@ -141,6 +141,7 @@ def test_variants_of_gemma_that_are_not_built(change: dict[str, Any], words: str
         ({"final_logit_softcapping": float("inf")}, "final_logit_softcapping must be above 0"),
         ({"pad_token_id": 64}, "outside the vocabulary of 64"),
         ({"pad_token_id": -1}, "pad_token_id must be between 0"),
+        ({"eos_token_id": [1, 64]}, "eos_token_id holds 64, outside the vocabulary of 64"),
         ({"eos_token_id": [1, "2"]}, "eos_token_id must hold integers"),
         ({"per_layer_config": {"3": {"head_dim": 8}}}, "3 is no layer: there are 0 to 2"),
         ({"per_layer_config": {"-1": {"head_dim": 8}}}, "-1 is no layer"),
@@ -315,10 +316,11 @@ def configs(draw: st.DrawFn) -> ModelConfig:
     full = LayerConfig("full_attention", 2 * draw(st.integers(1, 64)), heads * groups)
     kinds = draw(st.lists(st.sampled_from([sliding, full]), max_size=6))
     experts = draw(sizes)
+    vocabulary = draw(st.integers(1, 1 << 24))
     thetas = st.floats(1.0, 1e9)
     partial = draw(st.floats(0.01, 1.0))
     text = TextConfig(
-        vocab_size=draw(st.integers(1, 1 << 24)),
+        vocab_size=vocabulary,
         hidden_size=draw(sizes),
         intermediate_size=draw(sizes),
         num_attention_heads=heads * groups,
@@ -335,7 +337,7 @@ def configs(draw: st.DrawFn) -> ModelConfig:
         bidirectional_images=draw(st.booleans()),
         pad_token_id=draw(st.sampled_from([None, 0])),
         bos_token_id=draw(st.none() | st.integers(0, 300_000)),
-        eos_token_id=tuple(draw(st.lists(st.integers(0, 300_000), max_size=3))),
+        eos_token_id=tuple(draw(st.lists(st.integers(0, vocabulary - 1), max_size=3))),
     )
     vision = draw(
         st.none()

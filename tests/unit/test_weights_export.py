@@ -52,7 +52,7 @@ def test_the_library_reads_what_is_written(tmp_path: Path) -> None:
 def test_settings_and_extra_files_come_along(tmp_path: Path) -> None:
     source = tmp_path / "t.json"
     source.write_text("{}")
-    settings = GenerationConfig(max_denoising_steps=5)
+    settings = GenerationConfig(max_denoising_steps=5, eos_token_id=(1, 31))
     _, config = write_checkpoint(
         tmp_path / "m", generation=settings, extra_files={"tokenizer.json": source}
     )

@@ -121,8 +121,10 @@ class Fields:
             raise self.error(name, f"must be a string, not {json_kind(value)}")
         return value
 
-    def token_ids(self, name: str, default: tuple[int, ...] = ()) -> tuple[int, ...]:
-        """One token id or a list of them; an explicit null means none."""
+    def token_ids(
+        self, name: str, default: tuple[int, ...] = (), *, vocabulary: int
+    ) -> tuple[int, ...]:
+        """One token id or a list of them, each below `vocabulary`; an explicit null means none."""
         if name not in self._left:
             self._known.add(name)
             return default
@@ -133,6 +135,12 @@ class Fields:
                 raise self.error(name, f"must hold integers, not {json_kind(entry)}")
             if not 0 <= entry <= MAX_INT:
                 raise self.error(name, f"holds {short(entry)}, which is no token id")
+            if entry >= vocabulary:
+                raise self.error(
+                    name,
+                    f"holds {entry}, outside the vocabulary of {vocabulary}",
+                    hint="no answer could ever end with it: is the file another model's?",
+                )
         return tuple(values)
 
     def only(self, name: str, accepted: object, what: str) -> None:

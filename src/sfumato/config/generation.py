@@ -148,6 +148,9 @@ def _from_fields(fields: Fields, text: TextConfig) -> GenerationConfig:
     t_max = fields.number("t_max", default.t_max, above=LEAST_TEMPERATURE)
     if not 0 <= t_min < t_max:
         raise fields.error("t_max", f"is {t_max}, which must be above t_min, {t_min}, and that 0")
+    # An error, not a warning: an id that cannot be drawn never stops anything, and files that
+    # transformers writes have none (its default stop id is 1, others come from the model's own).
+    stops = fields.token_ids("eos_token_id", vocabulary=text.vocab_size)
     config = GenerationConfig(
         max_new_tokens=fields.integer("max_new_tokens", default.max_new_tokens),
         max_denoising_steps=fields.integer("max_denoising_steps", default.max_denoising_steps),
@@ -158,7 +161,7 @@ def _from_fields(fields: Fields, text: TextConfig) -> GenerationConfig:
             "stability_threshold", default.stability_threshold, low=0
         ),
         confidence_threshold=fields.number("confidence_threshold", default.confidence_threshold),
-        eos_token_id=fields.token_ids("eos_token_id") or text.eos_token_id,
+        eos_token_id=stops or text.eos_token_id,
         pad_token_id=fields.optional_integer("pad_token_id", text.pad_token_id),
         bos_token_id=fields.optional_integer("bos_token_id", text.bos_token_id),
         do_sample=fields.boolean("do_sample", default.do_sample),

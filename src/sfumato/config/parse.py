@@ -159,7 +159,7 @@ def _parse_text(text: Fields) -> TextConfig:
         bidirectional_images=_images_both_ways(text),
         pad_token_id=pad,
         bos_token_id=text.optional_integer("bos_token_id", 2),
-        eos_token_id=text.token_ids("eos_token_id", (1,)),
+        eos_token_id=text.token_ids("eos_token_id", (1,), vocabulary=vocab_size),
     )
     text.ignore((*_STANDARD, *_TEXT_HARMLESS, "dtype", "torch_dtype"))
     text.finish()

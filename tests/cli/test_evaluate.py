@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from sfumato.cli import evaluate as evaluating
 from sfumato.cli.evaluate import tell
+from sfumato.cli.machine import look_at_machine
 from sfumato.evaluation.run import Progress
 from sfumato.tasks.heldout import heldout, write_heldout
 from sfumato.tasks.registry import TASKS
@@ -155,6 +158,32 @@ def test_a_bad_line_of_a_file_is_named(sfumato: Program, tiny: Path, tmp_path: P
     path = tmp_path / "mine.jsonl"
     path.write_text('{"task": "a", "prompt": "b", "answer": "c"}\n{"task": 1}\n', encoding="utf-8")
     assert f"{path}, line 2" in sfumato.refuses("eval", tiny, "--file", path, code=1)
+
+
+@pytest.mark.parametrize(
+    ("slow", "memory", "options", "hinted"),
+    [
+        (True, 10**12, (), True),
+        (False, 10**12, (), False),
+        (True, 10**6, (), False),  # float32 does not fit
+        (True, None, (), False),
+        (True, 10**12, ("--dtype", "float32"), False),
+        (True, 10**12, ("--json",), False),
+    ],
+)
+def test_a_hint_at_the_faster_dtype(
+    sfumato: Program, tiny: Path, monkeypatch: pytest.MonkeyPatch, slow: bool, memory: int | None,
+    options: tuple[str, ...], hinted: bool,
+) -> None:  # fmt: skip
+    here = dataclasses.replace(look_at_machine(tiny), bfloat16_is_slow=slow, memory=memory)
+    monkeypatch.setattr(evaluating, "look_at_machine", lambda _folder: here)
+    dtype = () if "--dtype" in options else ("--dtype", "bfloat16")
+    asked = ("--task", "copy", "-n", "1", "--steps", "1", *dtype, *options)
+    done = sfumato("eval", tiny, *asked)
+    assert done.code == 0
+    assert ("--dtype float32 is many times faster" in done.err) == hinted
+    assert len(done.lines) == hinted
+    assert "faster" not in done.out
 
 
 def test_progress_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

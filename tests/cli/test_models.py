@@ -50,10 +50,13 @@ def test_pull_refuses_before_it_asks_anybody(
     assert "in the package" in sfumato.refuses("pull", "small", code=2)
     assert "is a folder" in sfumato.refuses("pull", tiny, code=2)
     assert "HF_HUB_OFFLINE" in sfumato.refuses("pull", REPO, code=1)
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    assert "no such folder" in sfumato.refuses("pull", "nothing", code=1)
-    assert "possible name" in sfumato.refuses("pull", "a/b c", code=2)
-    assert "cannot be a branch" in sfumato.refuses("pull", REPO, "--revision", "../x", code=2)
+    for offline in (True, False):
+        if not offline:
+            monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+        assert "no such folder" in sfumato.refuses("pull", "nothing", code=1)
+        assert "possible name" in sfumato.refuses("pull", "a/b c", code=2)
+        said = sfumato.refuses("pull", REPO, "--revision", "../x", code=2)
+        assert "cannot be a branch" in said
 
 
 def test_pull_holds_the_model_against_the_memory_first(
@@ -114,7 +117,10 @@ def test_the_released_model_wants_a_large_machine() -> None:
         for fit in what_fits(dataclasses.replace(here, memory=10**12))
     }
     assert rows[(RELEASED, "bfloat16")] is True
-    assert rows[(RELEASED, "NVFP4")] is False  # it would fit, but cannot be read yet
+    assert rows[(RELEASED, "NVFP4")] is True
+    middling = what_fits(dataclasses.replace(here, memory=32 * 10**9))
+    assert middling[-1].fits is False  # its files would fit; what they are decoded to does not
+    assert "are decoded to bfloat16" in middling[-1].reason
     assert rows[("small", "bfloat16")] is True
     rows = {
         (fit.model, fit.format): fit.fits
@@ -174,6 +180,37 @@ def test_linux_fields(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = machine_of(PROC, monkeypatch)
     assert (seen.processor, seen.instruction_sets) == ("Fast One", ("avx2", "avx512_bf16"))
     assert (seen.memory, seen.memory_available) == (1_024_000_000, 614_400_000)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "flags", "slow"),
+    [
+        ("x86_64", "flags\t\t: avx2 sse", True),
+        ("x86_64", "flags\t\t: avx2 avx512f", True),
+        ("x86_64", "flags\t\t: avx2 avx512f avx512_bf16", False),
+        ("x86_64", "flags\t\t: avx2 amx_bf16", False),
+        ("aarch64", "Features\t: asimd", True),
+        ("aarch64", "Features\t: asimd bf16", False),
+        ("aarch64", "", False),  # unknown is no reason to warn
+    ],
+)
+def test_bfloat16_is_slow_where_its_instructions_are_known_to_lack(
+    monkeypatch: pytest.MonkeyPatch, architecture: str, flags: str, slow: bool
+) -> None:
+    monkeypatch.setattr(machine.platform, "machine", lambda: architecture)
+    monkeypatch.setattr(machine, "_read", lambda path: flags if "cpuinfo" in path else "")
+    assert machine.lacks_bfloat16() is slow
+
+
+@pytest.mark.parametrize("slow", [True, False])
+def test_doctor_says_when_bfloat16_is_slow(
+    sfumato: Program, monkeypatch: pytest.MonkeyPatch, slow: bool
+) -> None:
+    monkeypatch.setattr(machine, "lacks_bfloat16", lambda: slow)
+    done = sfumato("doctor")
+    lines = [line for line in done.out.splitlines() if "--dtype float32" in line]
+    assert len(lines) == slow
+    assert json.loads(sfumato("doctor", "--json").out)["machine"]["bfloat16_is_slow"] is slow
 
 
 def test_the_control_groups_limit_counts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sfumato.cli.failures import one_line
+from sfumato.cli.fit import judge
+from sfumato.cli.machine import look_at_machine
 from sfumato.cli.options import MODEL_HELP, DecodingOptions, ModelOptions
 from sfumato.cli.terminal import print_json, say
 from sfumato.config.fields import short
@@ -211,8 +213,26 @@ def evaluate(
     from sfumato.cli.dialogue import Dialogue
 
     dialogue = Dialogue.load(options)
+    if not reporting.as_json:
+        hint_at_float32(dialogue.model)
     report = _run(dialogue, sets, sweep, decoding, work.batch_size)
     _publish(dialogue, report, reporting)
+
+
+def hint_at_float32(model: Model) -> None:
+    """A line on stderr if the model runs in bf16 on a processor without it, and float32 fits."""
+    import torch
+
+    if model.network.dtype != torch.bfloat16 or model.network.device.type != "cpu":
+        return
+    machine = look_at_machine(Path.cwd())
+    weights = 4 * sum(tensor.numel() for tensor in model.network.parameters())
+    if machine.bfloat16_is_slow and judge("", "float32", weights, machine.memory).fits:
+        print(
+            "sfumato: bfloat16 is slow on this processor: --dtype float32 is many times faster",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _run(

@@ -23,6 +23,12 @@ _WANTED = (
     "sve",
 )
 
+# Those with which bf16 products are faster than fp32 ones, by `platform.machine()`.
+_BFLOAT16: dict[str, set[str]] = {
+    "x86_64": {"avx512_bf16", "amx_bf16"},
+    "aarch64": {"bf16"},
+}
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -32,6 +38,7 @@ class Machine:
     processor: str
     cores: int
     instruction_sets: tuple[str, ...]
+    bfloat16_is_slow: bool
     memory: int | None
     memory_available: int | None
     disk_free: int
@@ -47,16 +54,26 @@ def look_at_machine(cache: Path) -> Machine:
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         processor=fields.get("model name") or platform.processor() or platform.machine(),
         cores=usable_cores(),
-        instruction_sets=tuple(
-            name
-            for name in _WANTED
-            if name in (fields.get("flags") or fields.get("Features") or "").split()
-        ),
+        instruction_sets=tuple(name for name in _WANTED if name in _flags(fields)),
+        bfloat16_is_slow=lacks_bfloat16(),
         memory=memory,
         memory_available=available,
         disk_free=shutil.disk_usage(place).free,
         disk_folder=str(place),
     )
+
+
+def lacks_bfloat16() -> bool:
+    """Whether this processor is known to multiply bf16 by way of fp32, many times slower.
+
+    False where the system does not say: a warning that may be wrong is none.
+    """
+    wanted, flags = _BFLOAT16.get(platform.machine(), set()), _flags(_cpu_fields())
+    return bool(wanted and flags) and not wanted & flags
+
+
+def _flags(fields: dict[str, str]) -> set[str]:
+    return set((fields.get("flags") or fields.get("Features") or "").split())
 
 
 def usable_cores() -> int:

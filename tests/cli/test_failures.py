@@ -139,6 +139,14 @@ def test_names_in_files_do_not_steer_the_terminal() -> None:
     assert failures.one_line("a\nb\x1b[2Jc\u202ed") == "a b\\x1b[2Jc\\x202ed"
 
 
+def test_a_line_has_an_end() -> None:
+    told = failures.one_line("no task " + "x" * 100_000 + " here")
+    assert told.startswith("no task x")
+    assert told.endswith("x here")
+    assert " ... " in told
+    assert len(told) < 1100
+
+
 def test_a_reader_that_leaves_is_no_failure() -> None:
     code = (
         "import sys, typer; from sfumato.cli import failures\n"

@@ -51,7 +51,9 @@ def chat(model: ModelOptions, decoding: DecodingOptions, options: ChatOptions) -
     decoding.check()
     from sfumato.cli.chat_state import ChatState
     from sfumato.cli.dialogue import Dialogue
+    from sfumato.text.chat import check_text
 
+    check_text(options.system or "", "--system")
     dialogue = Dialogue.load(model)
     state = ChatState.begin(decoding, system=options.system, thinking=options.think)
     dialogue.check_thinking(options.think)
@@ -105,10 +107,14 @@ def _talk(dialogue: Dialogue, state: ChatState, *, live: bool) -> None:
             return
         except KeyboardInterrupt:
             print()
+            state.abandon_edit()
             continue
         except UnicodeDecodeError:
             _tell(InputError("the line is no UTF-8 text"))
+            state.abandon_edit()
             continue
+        if not message.strip():
+            state.abandon_edit()
         try:
             if message.strip() and _take_line(dialogue, state, message, live=live):
                 return
@@ -129,6 +135,7 @@ def _take_line(dialogue: Dialogue, state: ChatState, line: str, *, live: bool) -
 
     message: str | None = line
     if line.startswith("/") and not line.startswith("//"):
+        state.abandon_edit()
         outcome = obey(line, state, dialogue)
         if outcome.leave:
             return True
@@ -136,7 +143,11 @@ def _take_line(dialogue: Dialogue, state: ChatState, line: str, *, live: bool) -
     elif line.startswith("//"):
         message = line[1:]  # a message that begins with a slash
     if message is not None:
-        _answer(dialogue, state, message, live=live)
+        try:
+            _answer(dialogue, state, message, live=live)
+        except BaseException:  # Ctrl-C too
+            state.abandon_edit()
+            raise
     return False
 
 
@@ -155,6 +166,7 @@ def _answer(dialogue: Dialogue, state: ChatState, message: str, *, live: bool) -
     else:
         say(reply.parsed.answer.strip("\n"))
     state.take(conversation.reply(reply.parsed), pictures)
+    state.before_edit = None
 
 
 def _prepare_line_editing() -> None:
@@ -167,11 +179,17 @@ def _prepare_line_editing() -> None:
 
 
 def _read_message(state: ChatState) -> str:
-    """One message from the terminal, over several lines if they end in a backslash."""
+    """One message from the terminal, over several lines if they end in a backslash.
+
+    The end of input ends a message that was begun, as it does in a pipe.
+    """
     lines = [_read_line(PROMPT, state.take_draft())]
     while lines[-1].endswith("\\"):
         lines[-1] = lines[-1][:-1]
-        lines.append(_read_line(MORE, ""))
+        try:
+            lines.append(_read_line(MORE, ""))
+        except EOFError:
+            print()
     return "\n".join(lines)
 
 

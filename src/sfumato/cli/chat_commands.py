@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -9,11 +10,12 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from sfumato.cli.options import DecodingOptions, Mode
 from sfumato.cli.terminal import print_pairs, say
-from sfumato.config.checkpoint_file import expanded
+from sfumato.config.checkpoint_file import expanded, is_there
 from sfumato.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -71,9 +73,7 @@ def _edit(argument: str, state: ChatState, _dialogue: Dialogue) -> Outcome:
         raise UsageError("/edit needs the new text here", hint="/edit TEXT")
     answered = state.conversation.messages
     if answered and answered[-1].role == "assistant":
-        waiting = _pictures_of_last_turn(state)
-        state.undo()
-        state.waiting = waiting
+        state.begin_edit(_pictures_of_last_turn(state))
     if argument:
         return Outcome(message=argument)
     state.draft = state.last_message
@@ -96,6 +96,9 @@ def _think(argument: str, state: ChatState, dialogue: Dialogue) -> Outcome:
 
 
 def _system(argument: str, state: ChatState, _dialogue: Dialogue) -> Outcome:
+    from sfumato.text.chat import check_text
+
+    check_text(argument, "the system's text")
     state.conversation = state.conversation.instruct(argument)
     print("instructions set" if argument else "instructions removed")
     return Outcome()
@@ -196,26 +199,31 @@ def _save(argument: str, state: ChatState, _dialogue: Dialogue) -> Outcome:
     if state.pictures:
         raise UsageError("a conversation with images cannot be saved")
     path = expanded(argument)
-    if path.is_dir():
+    if is_there(path) and path.is_dir():
         raise UsageError(f"{path} is a folder", hint="name a file in it")
-    if path.exists() and not path.is_file():  # a device's name would be taken from it
+    if is_there(path) and not path.is_file():  # a device's name would be taken from it
         raise UsageError(f"{path} is not a regular file", hint="name another file")
     saved = {
         "thinking": state.conversation.thinking,
         "messages": [{"role": m.role, "content": m.content} for m in state.conversation.messages],
     }
+    _write_whole(path, json.dumps(saved, ensure_ascii=False, indent=2).encode("utf-8"))
+    say(f"saved {path}")
+    return Outcome()
+
+
+def _write_whole(path: Path, data: bytes) -> None:
     aside = path.with_name(f".{path.name}.part")
     try:
-        with aside.open("w", encoding="utf-8") as file:
-            json.dump(saved, file, ensure_ascii=False, indent=2)
+        with aside.open("wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
     except OSError as problem:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a name too long for one is too long for both
+            aside.unlink(missing_ok=True)
         raise InputError(f"{path}: {problem.strerror or problem}") from None
-    say(f"saved {path}")
-    return Outcome()
 
 
 def _load(argument: str, state: ChatState, _dialogue: Dialogue) -> Outcome:
@@ -224,7 +232,7 @@ def _load(argument: str, state: ChatState, _dialogue: Dialogue) -> Outcome:
     from sfumato.config.json_file import read_json
     from sfumato.text.chat import Conversation, message_from_json
 
-    path = expanded(argument)
+    path = Path(os.path.realpath(expanded(argument)))  # a link of the user's own may be followed
     saved = read_json(path, limit=MAX_SAVED_BYTES, error=InputError)
     messages, thinking = saved.get("messages"), saved.get("thinking", False)
     whole = isinstance(messages, list) and all(isinstance(m, dict) for m in messages)

@@ -21,6 +21,9 @@ class ChatState:
     waiting: list[Picture] = field(default_factory=list)  # images for the next message
     last_message: str = ""
     draft: str = ""  # typed in for the user at the next prompt
+    # The conversation, its images and those waiting, as they were before a turn was taken back to
+    # be edited: what comes back if the edited one is never answered.
+    before_edit: tuple[Conversation, tuple[Picture, ...], list[Picture]] | None = None
 
     @classmethod
     def begin(cls, decoding: DecodingOptions, *, system: str | None, thinking: bool) -> Self:
@@ -41,6 +44,18 @@ class ChatState:
         shown = sum(message.image_count for message in conversation.messages)
         self.conversation, self.pictures = conversation, tuple(pictures)[:shown]
         self.waiting = []
+
+    def begin_edit(self, waiting: list[Picture]) -> None:
+        """Take the last turn back until its edited form is answered; `waiting` are its images."""
+        self.before_edit = (self.conversation, self.pictures, self.waiting)
+        self.undo()
+        self.waiting = waiting
+
+    def abandon_edit(self) -> None:
+        """Put the turn that was to be edited back, if there is one."""
+        if self.before_edit is not None:
+            self.conversation, self.pictures, self.waiting = self.before_edit
+            self.before_edit = None
 
     def undo(self) -> bool:
         """Take the user's last turn back; whether there was one."""

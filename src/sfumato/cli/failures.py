@@ -30,6 +30,7 @@ _ParseError: type[Exception] = next(
 # Signals that end a program at once; here its temporary files go first, and the terminal is put
 # back. Windows has the first alone.
 _ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+_LONGEST_LINE = 1000
 _UNWRITABLE = "sfumato.unwritable"
 _MEMORY_WORDS = ("can't allocate memory", "not enough memory", "out of memory")
 
@@ -126,11 +127,14 @@ def complain(message: str, hint: str, code: int) -> int:
 
 
 def one_line(text: str) -> str:
-    """`text` in one line, without characters that steer a terminal.
+    """`text` in one line of bounded length, without characters that steer a terminal.
 
-    Names in a hostile file come this way too.
+    Names in a hostile file come this way too, and whatever was pasted as a command.
     """
     flat = " ".join(text.split())
+    if len(flat) > _LONGEST_LINE:
+        half = _LONGEST_LINE // 2
+        flat = f"{flat[:half]} ... {flat[-half:]}"
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in flat)
 
 

@@ -161,7 +161,7 @@ class Chat:
 def message_from_json(fields: Mapping[str, Any]) -> Message:
     """A plain text message from a `{"role": ..., "content": ...}` object.
 
-    Raises InputError for other keys, an unknown role or a content that is no text.
+    Raises InputError for other keys, an unknown role or a content that is no text or no UTF-8.
     """
     unknown = sorted(set(fields) - {"role", "content"})
     if unknown:
@@ -172,6 +172,7 @@ def message_from_json(fields: Mapping[str, Any]) -> Message:
         raise InputError(f"there is no role {role!r}", hint=f"roles are {', '.join(ROLES)}")
     if not isinstance(content, str):
         raise InputError(f"the content of a message must be text, not {type(content).__name__}")
+    check_text(content, "the content of a message")
     return Message(cast("Role", role), content)
 
 
@@ -208,19 +209,23 @@ def check_messages(messages: Sequence[Message]) -> None:
 
 
 def _check_text(message: Message, where: str) -> None:
-    """Raise InputError for what UTF-8 cannot hold, such as a name's bytes that are no text."""
     content = message.content
     parts = [content] if isinstance(content, str) else [
         part.text for part in content if isinstance(part, TextPart)
     ]  # fmt: skip
     for text in parts:
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as problem:
-            raise InputError(
-                f"{where} is no UTF-8 text: its character {problem.start + 1:,} cannot be read",
-                hint="write it in UTF-8",
-            ) from None
+        check_text(text, where)
+
+
+def check_text(text: str, where: str) -> None:
+    """Raise InputError for what UTF-8 cannot hold, such as a name's bytes that are no text."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as problem:
+        raise InputError(
+            f"{where} is no UTF-8 text: its character {problem.start + 1:,} cannot be read",
+            hint="write it in UTF-8",
+        ) from None
 
 
 def expand_images(ids: Sequence[int], config: ModelConfig, counts: Sequence[int]) -> list[int]:

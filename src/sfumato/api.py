@@ -18,9 +18,13 @@ from sfumato.diffusion.autoregressive import generate_autoregressive
 from sfumato.diffusion.events import Generation
 from sfumato.diffusion.loop import OnCommit, OnStep, Watchers, generate
 from sfumato.diffusion.samplers import Draws, draws_for
+from sfumato.diffusion.steps import PLAIN, FusedSteps
 from sfumato.errors import ContextLengthError, InputError
-from sfumato.kv.cache import KVCache
+from sfumato.kv.cache import KVCache, check_cache_dtype
 from sfumato.model.diffusion_gemma import DiffusionGemma
+from sfumato.model.kernels import use_kernels
+from sfumato.ops.kernels import AUTO, choose
+from sfumato.settings import Settings
 from sfumato.text.chat import Chat, Message
 from sfumato.text.template import ChatTemplate
 from sfumato.text.thoughts import parse
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
     Images = Sequence[ImageSource | ImageInput] | tuple[Tensor, Tensor]
 
 Mode = Literal["diffusion", "autoregressive"]
+Loop = Literal["plain", "fast"]
 
 SMALL_FOLDER = Path(__file__).parent / "small"
 # Up to this many expert columns in all (E * F), one wide product over every expert is cheaper than
@@ -44,12 +49,18 @@ ANSWER_LOGITS = 1 << 23
 
 @dataclass(frozen=True)
 class Model:
-    """A checkpoint ready to use. Shapes: B rows, T tokens, L canvas positions, V vocabulary."""
+    """A checkpoint ready to use. Shapes: B rows, T tokens, L canvas positions, V vocabulary.
+
+    `loop` is how `generate` denoises: "plain" draws as the reference does, "fast" one number a
+    position, in one pass over the vocabulary that writes no logits. None is "plain" in `generate`,
+    `fastest_loop` in `answer`.
+    """
 
     network: DiffusionGemma
     generation_config: GenerationConfig
     folder: Path | None = None
     revision: str | None = None  # the commit, for a hub repository
+    loop: Loop | None = None
 
     @property
     def config(self) -> ModelConfig:
@@ -184,7 +195,8 @@ class Model:
         hidden, cache = self.encode_hidden(ids, attention_mask=attention_mask, images=images)
         if mode == "diffusion":
             watchers = Watchers(on_step, on_commit)
-            out = generate(self.network, cache, settings, draws, watchers)
+            steps = FusedSteps() if self.loop == "fast" else PLAIN
+            out = generate(self.network, cache, settings, draws, watchers, steps)
         else:
             last = _last_real(hidden, attention_mask)
             out = generate_autoregressive(self.network, last, cache, settings, draws)
@@ -217,10 +229,11 @@ class Model:
         cells = self.config.canvas_length * self.config.text.vocab_size
         together = max(1, ANSWER_LOGITS // cells)
         answers: list[str] = []
+        fast = self if self.loop is not None else replace(self, loop=self.fastest_loop)
         for start in range(0, len(rows), together):
             group = rows[start : start + together]
             ids, mask = self.pad(group)
-            out = self.generate(
+            out = fast.generate(
                 ids,
                 [seed] * len(group),
                 max_new_tokens,
@@ -231,6 +244,14 @@ class Model:
             assert out.text is not None
             answers += out.text
         return answers
+
+    @property
+    def fastest_loop(self) -> Loop:
+        """What serves this model best: "fast" with compiled kernels, else "plain".
+
+        The two draw different random numbers, so one seed gives different answers in them.
+        """
+        return "plain" if self.network.kernels is None else "fast"
 
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Ids and mask [B, T] of rows of unequal length, padded on the left."""
@@ -337,17 +358,30 @@ def load(
     device: torch.device | str = "cpu",
     *,
     revision: str | None = None,
+    cache_dtype: str | None = None,
+    kernels: str | None = None,
 ) -> Model:
     """Load a checkpoint: a folder, a hub repository, or with no name the small model inside.
 
     `dtype` is "float32", "bfloat16" or "float16"; by default the checkpoint's own, and float32 for
     the small model, whose arithmetic is too small for bfloat16 to pay. `revision` is a repository's
-    branch, tag or commit. Raises HubError,
-    ConfigError, CheckpointError, or InputError for a dtype or device that cannot be.
+    branch, tag or commit. `cache_dtype` "int8" rounds what new caches hold to 8 bits, half the
+    memory of bfloat16; by default they hold the weights' dtype.
+
+    `kernels` names the compiled kernels to compute with: "auto", "reference" for torch alone, or an
+    instruction set; if left out SFUMATO_KERNELS is read, else it is "auto". Then kernels serve
+    wherever they can but where `dtype` is given as float32: there the bits are the reference's.
+
+    Raises HubError, ConfigError, CheckpointError, UsageError for kernels that cannot be, or
+    InputError for a dtype or device that cannot be.
     """
     from sfumato.weights.hub import resolve
     from sfumato.weights.loader import load_network
 
+    check_cache_dtype(cache_dtype)
+    wanted = Settings.from_environment().kernels if kernels is None else kernels
+    chosen = choose(wanted)
+    exact = dtype in ("float32", torch.float32)
     small = path_or_repo is None
     if small and revision is not None:
         raise InputError("the small model has no revisions", hint="name a hub repository")
@@ -355,6 +389,9 @@ def load(
         dtype = "float32"
     folder = SMALL_FOLDER if path_or_repo is None else resolve(path_or_repo, revision)
     network, config = load_network(folder, dtype, device)
+    network.cache_dtype = cache_dtype
+    if wanted != AUTO or not exact:
+        use_kernels(network, chosen)
     text = config.text
     if small and text.num_experts * text.moe_intermediate_size <= DENSE_EXPERTS_WIDTH:
         for layer in network.layers:

@@ -97,6 +97,7 @@ def test_a_pass_that_fails_leaves_the_cache_as_it_was(monkeypatch: pytest.Monkey
         net.encode(ids, cache)
     assert passes == 3
     assert cache.length == before.length == 5
-    assert all(torch.equal(a, b) for a, b in zip(cache.keys, before.keys, strict=True))
+    assert cache.layers == before.layers
+    assert torch.equal(net.denoise(prompt(1, 12), cache), net.denoise(prompt(1, 12), before))
     monkeypatch.undo()
     assert net.encode(ids, cache).length == 45

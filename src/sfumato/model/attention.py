@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sfumato.config.model import LayerConfig, TextConfig
+from sfumato.kv.cache import Fresh
 from sfumato.model.linear import Linear
 from sfumato.model.norm import RMSNorm, rms_norm
 from sfumato.model.rope import rotate
@@ -32,24 +33,26 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(layer.head_dim, self.eps)
         self.k_norm = RMSNorm(layer.head_dim, self.eps)
 
-    def project(self, x: Tensor, tables: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [B, N, S, H], rotated keys and values [B, N_kv, S, H] of `x` [B, S, D]."""
+    def project(self, x: Tensor, tables: tuple[Tensor, Tensor]) -> tuple[Tensor, Fresh]:
+        """Queries [B, N, S, H], and keys, values and raw keys [B, N_kv, S, H], of `x` [B, S, D]."""
         shape = (*x.shape[:-1], -1, self.head_dim)
         queries = rotate(self.q_norm(self.q_proj(x).view(shape)), tables)
         raw_keys = self.k_proj(x).view(shape)
         raw_values = raw_keys if self.v_proj is None else self.v_proj(x).view(shape)
         keys = rotate(self.k_norm(raw_keys), tables)
         values = rms_norm(raw_values, None, self.eps)
-        return queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
+        raw = raw_keys.transpose(1, 2) if self.v_proj is None else None
+        return queries.transpose(1, 2), Fresh(keys.transpose(1, 2), values.transpose(1, 2), raw)
 
     def mix(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """Weighted values [B, N, S, H].
 
-        `keys` and `values` [B, N_kv, T, H]; `mask` [B or 1, 1, S, T], true where a query may look,
-        or None for everywhere.
+        `keys` and `values` [B, N_kv, T, H]; `mask` [B or 1, 1, S or 1, T], true where a query may
+        look, or None for everywhere. Torch's kernel reads each of the N_kv heads for its group of
+        query heads, with the bits that repeated heads would give.
         """
         return functional.scaled_dot_product_attention(
-            queries, self.share(keys), self.share(values), attn_mask=mask, scale=1.0
+            queries, keys, values, attn_mask=mask, scale=1.0, enable_gqa=self.group_size > 1
         )
 
     def output(self, mixed: Tensor) -> Tensor:

@@ -16,7 +16,8 @@ from torch.nn import functional
 
 from sfumato.config.model import LayerKind, ModelConfig, TextConfig
 from sfumato.errors import InputError
-from sfumato.kv.cache import KVCache
+from sfumato.kv.cache import DERIVED_BYTES, Fresh, KVCache
+from sfumato.model.derived import mix_derived
 from sfumato.model.layer import Layer
 from sfumato.model.masks import denoise_mask, encode_mask, image_groups
 from sfumato.model.norm import RMSNorm
@@ -93,6 +94,8 @@ class DiffusionGemma(nn.Module):
         self.config = config
         self.checkpoint_layers = False  # training: recompute layers instead of storing them
         self.encode_cells = ENCODE_CELLS
+        self.cache_dtype: str | None = None  # of new caches: "int8", or None for the weights' own
+        self.derived_bytes = DERIVED_BYTES  # of new caches: derived keys and values kept at most
         self.kernels: Kernels | None = None  # set by `use_kernels`
         self.model = Body(config)
 
@@ -118,9 +121,15 @@ class DiffusionGemma(nn.Module):
         return [layer.layer_scalar for layer in layers]
 
     def new_cache(self) -> KVCache:
-        """An empty cache for this model's layers."""
+        """An empty cache for this model's layers. InputError if `cache_dtype` is unknown."""
         text = self.config.text
-        return KVCache(tuple(layer.is_sliding for layer in text.layers), text.sliding_window)
+        return KVCache(
+            tuple(layer.is_sliding for layer in text.layers),
+            text.sliding_window,
+            text.max_position_embeddings,
+            self.cache_dtype,
+            self.derived_bytes,
+        )
 
     @cached_property
     def table(self) -> Weight:
@@ -237,20 +246,17 @@ class DiffusionGemma(nn.Module):
         groups = image_groups(input_ids, self.config.image_token_id) if bidirectional else None
         tables = self.tables(positions.clamp(min=0), x.dtype)
         scalars = self.encoder_scalars
-        all_keys, all_values = [], []
         masks: dict[LayerKind, Tensor] = {}
         for index, layer in enumerate(self.layers):
-            queries, keys, values = layer.project(x, tables[layer.kind])
-            keys, values = cache.joined(index, keys, values)
+            queries, fresh = layer.project(x, tables[layer.kind])
+            pair = cache.extend(index, fresh)
             if layer.kind not in masks:
                 window = cache.window if cache.sliding[index] else None
                 slots = cache.slots(index, positions)
                 masks[layer.kind] = encode_mask(positions, slots, window, groups)
-            mixed = layer.self_attn.mix(queries, keys, values, masks[layer.kind])
+            mixed = self._mix(cache, index, queries, fresh, pair, masks[layer.kind])
             x = layer.finish(x, mixed, scalars[index])
-            all_keys.append(keys)
-            all_values.append(values)
-        cache.append(all_keys, all_values, positions)
+        cache.append(positions)
         final: Tensor = self.model.decoder.norm(x)
         return final
 
@@ -279,14 +285,14 @@ class DiffusionGemma(nn.Module):
         tables = self.tables(positions, x.dtype)
         masks: dict[LayerKind, Tensor] = {}
         for index, layer in enumerate(self.layers):
-            queries, keys, values = layer.project(x, tables[layer.kind])
-            keys, values = cache.joined(index, keys, values)
+            queries, fresh = layer.project(x, tables[layer.kind])
+            pair = cache.joined(index, fresh)
             if cache.padded and layer.kind not in masks:
                 # Without padding a sliding layer's slots are just the window: nothing to hide.
                 window = cache.window if cache.sliding[index] else None
                 slots = cache.slots(index, positions)[:, :-length]
                 masks[layer.kind] = denoise_mask(cache.next_position, slots, window, length)
-            mixed = layer.self_attn.mix(queries, keys, values, masks.get(layer.kind))
+            mixed = self._mix(cache, index, queries, fresh, pair, masks.get(layer.kind))
             x = layer.finish(x, mixed, layer.layer_scalar)
         final: Tensor = self.model.decoder.norm(x)
         return final
@@ -296,6 +302,25 @@ class DiffusionGemma(nn.Module):
         weight = self.model.decoder.embed_tokens.weight
         beliefs = torch.softmax(logits, dim=-1, dtype=torch.float32)
         return torch.matmul(beliefs.to(weight.dtype), weight) * self._embed_scale()
+
+    def _mix(
+        self,
+        cache: KVCache,
+        index: int,
+        queries: Tensor,
+        fresh: Fresh,
+        pair: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None,
+    ) -> Tensor:
+        """Attention [B, N, S, H] of layer `index` over the cached prefix and `fresh`.
+
+        `pair` are its keys and values if the cache could give them; else they are derived here.
+        """
+        layer = self.layers[index]
+        if pair is not None:
+            return layer.self_attn.mix(queries, *pair, mask)
+        rope = self.config.text.rope(layer.kind)
+        return mix_derived(layer.self_attn, queries, fresh, cache, index, rope, mask)
 
     def embed_canvas(
         self,

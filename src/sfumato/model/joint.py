@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from sfumato.config.model import LayerKind
+from sfumato.kv.cache import Fresh
 from sfumato.model.attention import Attention
 from sfumato.model.diffusion_gemma import DiffusionGemma
 from sfumato.model.layer import Layer
@@ -104,16 +105,17 @@ def run_layer(
     layer: Layer, x: Tensor, tables: tuple[Tensor, Tensor], plan: Plan, scalar: Tensor
 ) -> Tensor:
     """One layer over the joint sequence `x` [B, T + C * L, D]; the unit worth compiling."""
-    mixed = _mix(layer.self_attn, layer.project(x, tables), plan)
+    queries, fresh = layer.project(x, tables)
+    mixed = _mix(layer.self_attn, queries, fresh, plan)
     return layer.finish(x, mixed, scalar)
 
 
-def _mix(attention: Attention, qkv: tuple[Tensor, Tensor, Tensor], plan: Plan) -> Tensor:
+def _mix(attention: Attention, queries: Tensor, fresh: Fresh, plan: Plan) -> Tensor:
     """Attention [B, N, T + C * L, H], the encode stream and the canvases apart.
 
     What a canvas never sees (later text, other canvases) is not computed rather than masked.
     """
-    queries, keys, values = qkv[0], attention.share(qkv[1]), attention.share(qkv[2])
+    keys, values = attention.share(fresh.keys), attention.share(fresh.values)
     split = plan.split
     prefix_keys, prefix_values = keys[:, :, :split], values[:, :, :split]
     causal = torch.matmul(queries[:, :, :split], prefix_keys.transpose(2, 3))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.config.model import LayerConfig, TextConfig
+from sfumato.kv.cache import Fresh
 from sfumato.model.attention import Attention
 from sfumato.model.experts import Experts
 from sfumato.model.mlp import GatedMLP
@@ -37,10 +38,9 @@ class Layer(nn.Module):
         self.post_feedforward_layernorm_2 = RMSNorm(hidden, eps)
         self.pre_feedforward_layernorm_2 = RMSNorm(hidden, eps)
 
-    def project(self, x: Tensor, tables: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of the normalised input; see `Attention.project`."""
-        qkv: tuple[Tensor, Tensor, Tensor] = self.self_attn.project(self.input_layernorm(x), tables)
-        return qkv
+    def project(self, x: Tensor, tables: tuple[Tensor, Tensor]) -> tuple[Tensor, Fresh]:
+        """Queries, and keys and values, of the normalised input; see `Attention.project`."""
+        return self.self_attn.project(self.input_layernorm(x), tables)
 
     def finish(self, x: Tensor, mixed: Tensor, scalar: Tensor) -> Tensor:
         """The layer's output [B, S, D] for its input `x` and attention's `mixed` [B, N, S, H].

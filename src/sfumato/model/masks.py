@@ -1,6 +1,7 @@
 """Who may look at whom, from positions alone.
 
-Positions count a row's real tokens; -1 marks padding. Every mask is [B, 1, S, T], true to look.
+Positions count a row's real tokens; -1 marks padding. Every mask is [B, 1, S, T], or S is 1 where
+all queries see the same; true to look.
 """
 
 from __future__ import annotations
@@ -42,14 +43,15 @@ def encode_mask(
 
 
 def denoise_mask(start: Tensor, keys: Tensor, window: int | None, length: int) -> Tensor:
-    """Mask for a canvas of `length` rows starting at positions `start` [B].
+    """Mask [B, 1, 1, T + L] for a canvas of `length` L starting at positions `start` [B].
 
-    `keys` [B, T] are the cached positions; the canvas follows them and is seen whole. With
-    `window`, every row of the canvas sees the same last `window - 1` positions before the canvas.
+    `keys` [B, T] are the cached positions; the canvas follows them and is seen whole. Every row of
+    the canvas sees the same, with `window` the last `window - 1` positions before the canvas, so
+    one row of a mask serves them all.
     """
     first, k = start[:, None], keys
     seen = (k >= 0) & (k < first)
     if window is not None:
         seen &= k > first - window
     canvas = seen.new_ones(seen.shape[0], length)
-    return torch.cat([seen, canvas], dim=1)[:, None, None].expand(-1, 1, length, -1)
+    return torch.cat([seen, canvas], dim=1)[:, None, None]

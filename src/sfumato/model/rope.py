@@ -33,6 +33,20 @@ def rotary_tables(
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
+def turning_tables(
+    positions: Tensor, rope: RopeConfig, head_dim: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """What `rotary_tables` says of the R pairs of dimensions that turn: [B, S, 1, 2 R] each.
+
+    The first R of every half of a head turn; whatever the position, the others stay as they are.
+    """
+    frequencies = inverse_frequencies(rope, head_dim, positions.device)
+    turning = int(frequencies.count_nonzero())
+    angles = positions[..., None].float() * frequencies[:turning]
+    angles = torch.cat([angles, angles], dim=-1)[:, :, None]
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
 def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
     """Rotate `x` [B, S, N, H]: dimension i is paired with i + H / 2."""
     cos, sin = tables

@@ -182,10 +182,10 @@ def main(arguments: list[str]) -> int:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     dtype = getattr(torch, options.dtype)
-    machine = look_at_machine(Path.home())
+    machine, today = look_at_machine(Path.home()), datetime.now(UTC).date()
     print(
         f"{machine.processor}, {options.threads} threads, {kernels.name}, "
-        f"torch {torch.__version__} in {options.dtype}, commit {_commit()}, {datetime.now(UTC):%Y-%m-%d}"
+        f"torch {torch.__version__} in {options.dtype}, commit {_commit()}, {today}"
     )
     print("| work | GFLOP/s | torch | ratio | 95 % |\n| --- | ---: | ---: | ---: | --- |")
     for family in (products, mixtures, heads, mixes):

@@ -28,6 +28,7 @@ def sfumato(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     """The program, with no model named by the environment."""
     monkeypatch.delenv("SFUMATO_MODEL", raising=False)
     monkeypatch.setenv("SFUMATO_THREADS", "1")
+    monkeypatch.setenv("SFUMATO_KERNELS", "reference")  # the same numbers on every processor
     return Program(monkeypatch, capsys)
 
 

@@ -14,6 +14,7 @@ from sfumato.cli import ask as asking
 from sfumato.cli.dialogue import Dialogue, figures_line
 from sfumato.cli.options import DecodingOptions, ModelOptions
 from sfumato.errors import ContextLengthError, InputError
+from sfumato.ops.kernels import instruction_sets
 from sfumato.text.chat import Conversation
 from tests.cli.checkpoints import FakeStdin, Program
 
@@ -30,6 +31,15 @@ def test_the_prompt_may_come_from_stdin(sfumato: Program, tiny: Path) -> None:
     expected = sfumato("ask", "-m", tiny, "héllo").out
     assert sfumato("ask", "-m", tiny, stdin="héllo\n").out == expected
     assert sfumato("ask", "-m", tiny, "-", stdin="héllo").out == expected
+
+
+@pytest.mark.parametrize("kernels", ["auto", *(n for n, runs in instruction_sets() if runs)])
+def test_kernels_answer_too(
+    sfumato: Program, monkeypatch: pytest.MonkeyPatch, kernels: str
+) -> None:
+    monkeypatch.setenv("SFUMATO_KERNELS", kernels)
+    done = sfumato("ask", "In digits: forty-two")
+    assert (done.code, done.out.strip()) == (0, "42")
 
 
 def test_json_is_one_object(sfumato: Program, tiny: Path) -> None:
@@ -150,7 +160,8 @@ BAD_OPTIONS: list[tuple[list[str], str]] = [
     (["--temperature", "0.5"], "--temperature is for --mode autoregressive"),
     (["--mode", "autoregressive", "--entropy-bound", "1"], "--entropy-bound is for --mode diff"),
     (["--mode", "sideways"], "sideways"),
-    (["--pace", "-1"], "--pace"),
+    (["--pace", "-1"], "--pace must be from 0"),
+    (["--pace", "5"], "--pace is for the live canvas, and a pipe gets none"),
     (["--pace", "5", "--no-live"], "--pace is for the live canvas"),
     (["--pace", "5", "--json"], "leave --json out"),
     (["--pace", "5", "--mode", "autoregressive"], "--pace is for the live canvas"),

@@ -175,6 +175,7 @@ def test_a_hint_at_the_faster_dtype(
     sfumato: Program, tiny: Path, monkeypatch: pytest.MonkeyPatch, slow: bool, memory: int | None,
     options: tuple[str, ...], hinted: bool,
 ) -> None:  # fmt: skip
+    monkeypatch.setenv("SFUMATO_KERNELS", "reference")
     here = dataclasses.replace(look_at_machine(tiny), bfloat16_is_slow=slow, memory=memory)
     monkeypatch.setattr(evaluating, "look_at_machine", lambda _folder: here)
     dtype = () if "--dtype" in options else ("--dtype", "bfloat16")

@@ -197,7 +197,7 @@ def test_linux_fields(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bfloat16_is_slow_where_its_instructions_are_known_to_lack(
     monkeypatch: pytest.MonkeyPatch, architecture: str, flags: str, slow: bool
 ) -> None:
-    monkeypatch.setattr(machine.platform, "machine", lambda: architecture)
+    monkeypatch.setattr("platform.machine", lambda: architecture)
     monkeypatch.setattr(machine, "_read", lambda path: flags if "cpuinfo" in path else "")
     assert machine.lacks_bfloat16() is slow
 
@@ -206,11 +206,30 @@ def test_bfloat16_is_slow_where_its_instructions_are_known_to_lack(
 def test_doctor_says_when_bfloat16_is_slow(
     sfumato: Program, monkeypatch: pytest.MonkeyPatch, slow: bool
 ) -> None:
+    monkeypatch.setenv("SFUMATO_KERNELS", "reference")
     monkeypatch.setattr(machine, "lacks_bfloat16", lambda: slow)
     done = sfumato("doctor")
     lines = [line for line in done.out.splitlines() if "--dtype float32" in line]
     assert len(lines) == slow
     assert json.loads(sfumato("doctor", "--json").out)["machine"]["bfloat16_is_slow"] is slow
+
+
+def test_doctor_says_which_kernels_serve_and_why_not(
+    sfumato: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SFUMATO_KERNELS", "auto")
+    report = json.loads(sfumato("doctor", "--json").out)
+    names = [one["name"] for one in report["kernels"]["compiled"]]
+    assert (report["kernels"]["missing"] is None) == bool(names)
+    assert report["kernels"]["chosen"] in (None, *names)
+    monkeypatch.setenv("SFUMATO_KERNELS", "reference")
+    report = json.loads(sfumato("doctor", "--json").out)
+    assert report["kernels"]["chosen"] is None
+    assert all(one["kernel"].startswith("torch") for one in report["operations"])
+    monkeypatch.setenv("SFUMATO_KERNELS", "mmx")
+    done = sfumato("doctor")
+    assert done.code == 2
+    assert "mmx" in done.err
 
 
 def test_the_control_groups_limit_counts(monkeypatch: pytest.MonkeyPatch) -> None:

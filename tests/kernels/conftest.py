@@ -6,7 +6,7 @@ import pytest
 
 from sfumato.ops.kernels import Kernels, instruction_sets, reason_for_none
 
-USABLE = [Kernels(name) for name, usable in instruction_sets() if usable]
+USABLE: list[Kernels | None] = [Kernels(name) for name, usable in instruction_sets() if usable]
 
 
 @pytest.fixture(

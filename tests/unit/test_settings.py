@@ -13,7 +13,7 @@ from sfumato.settings import Settings
 
 def test_an_empty_environment_gives_the_defaults() -> None:
     assert Settings.from_environment({"TERM": "xterm"}) == Settings(
-        model=None, threads=None, offline=False, dumb=False
+        model=None, threads=None, kernels="auto", offline=False, dumb=False
     )
 
 
@@ -21,12 +21,13 @@ def test_everything_at_once() -> None:
     environment = {
         "SFUMATO_MODEL": " /models/gemma ",
         "SFUMATO_THREADS": "8",
+        "SFUMATO_KERNELS": "avx2",
         "HF_HUB_OFFLINE": "1",
         "TERM": "dumb",
         "PATH": "/bin",
     }
     assert Settings.from_environment(environment) == Settings(
-        model="/models/gemma", threads=8, offline=True, dumb=True
+        model="/models/gemma", threads=8, kernels="avx2", offline=True, dumb=True
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +79,7 @@ class Dialogue:
         if name is not None:
             note(f"loading {name}")
         model = load(name, dtype=options.dtype, device=options.device)
-        return cls(model, display_name(name))
+        return cls(replace(model, loop=model.fastest_loop), display_name(name))
 
     def settings(self, options: DecodingOptions) -> GenerationConfig:
         """The checkpoint's decoding settings with the options given."""

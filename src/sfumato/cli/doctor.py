@@ -20,13 +20,15 @@ from sfumato.settings import Settings
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from sfumato.ops.kernels import Kernels
+
 # Shown as the released model's sizes: its BF16 files, and a BF16 embedding with NVFP4 elsewhere.
 RELEASED = "google/diffusiongemma-26B-A4B-it"
 RELEASED_BF16 = 51_647_701_024
 RELEASED_NVFP4 = 16_426_983_128
 _PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "huggingface_hub", "jinja2", "pillow")
 _PRODUCTS = ("projections", "experts", "head", "soft embeddings")
-_REST = ("attention", "norms and router", "sampling", "vision tower")
+_BY_KERNELS = (*_PRODUCTS, "attention", "norms and router", "sampling")
 
 
 def doctor(
@@ -41,6 +43,7 @@ def doctor(
         from huggingface_hub import constants
 
     settings = Settings.from_environment()
+    kernels, why_none = _kernels(settings)
     machine = look_at_machine(Path(constants.HF_HUB_CACHE).expanduser())
     report = {
         "sfumato": __version__,
@@ -48,13 +51,24 @@ def doctor(
         "machine": dataclasses.asdict(machine),
         "torch": _torch_report(torch, settings),
         "hub": {"cache": str(constants.HF_HUB_CACHE), "offline": settings.offline},
-        "operations": _operations(torch),
+        "kernels": _kernels_report(kernels),
+        "operations": _operations(torch, kernels, why_none),
         "fits": [dataclasses.asdict(fit) for fit in what_fits(machine)],
     }
     if as_json:
         print_json(report)
     else:
         _print(report, machine)
+
+
+def _kernels_report(chosen: Kernels | None) -> dict[str, Any]:
+    from sfumato.ops.kernels import instruction_sets, reason_for_none
+
+    return {
+        "chosen": None if chosen is None else chosen.name,
+        "compiled": [{"name": name, "usable": usable} for name, usable in instruction_sets()],
+        "missing": reason_for_none(),
+    }
 
 
 def what_fits(machine: Machine) -> list[Fit]:
@@ -92,17 +106,35 @@ def onednn_bfloat16(torch: ModuleType) -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def _operations(torch: ModuleType) -> list[dict[str, str]]:
-    """What serves each operation, and why that."""
-    if onednn_bfloat16(torch):
-        products = ("torch, oneDNN", "bf16 and fp32 through oneDNN with this processor's bf16")
-    elif torch.backends.mkldnn.is_available():
-        products = ("torch, oneDNN", "this processor has no bf16 instructions: fp32 is faster")
+def _operations(torch: ModuleType, kernels: Kernels | None, why: str) -> list[dict[str, str]]:
+    """What serves each operation, and why that; `why` there are no `kernels`, if so."""
+    if kernels is not None:
+        ours = (f"kernels, {kernels.name}", "the best this processor runs, unless told otherwise")
+        rows = [(name, *ours) for name in _BY_KERNELS]
+        rows.append(("all of float32 by name", "torch", "its bits are the reference's"))
     else:
-        products = ("torch", "this torch is built without oneDNN")
-    plain = ("torch", "the plain form; no faster kernel is built in this version")
-    rows = [(name, *products) for name in _PRODUCTS] + [(name, *plain) for name in _REST]
+        rows = [(name, *_products(torch)) for name in _PRODUCTS]
+        rows += [(name, "torch", why) for name in _BY_KERNELS if name not in _PRODUCTS]
+    rows.append(("vision tower", "torch", "no kernel is written for it"))
     return [{"operation": name, "kernel": kernel, "reason": why} for name, kernel, why in rows]
+
+
+def _products(torch: ModuleType) -> tuple[str, str]:
+    if onednn_bfloat16(torch):
+        return "torch, oneDNN", "bf16 and fp32 through oneDNN with this processor's bf16"
+    if torch.backends.mkldnn.is_available():
+        return "torch, oneDNN", "this processor has no bf16 instructions: fp32 is faster"
+    return "torch", "this torch is built without oneDNN"
+
+
+def _kernels(settings: Settings) -> tuple[Kernels | None, str]:
+    """The kernels in use, and else why there are none."""
+    from sfumato.ops.kernels import REFERENCE, choose, reason_for_none
+
+    chosen = choose(settings.kernels)
+    if settings.kernels == REFERENCE:
+        return chosen, "SFUMATO_KERNELS asks for the reference"
+    return chosen, f"no kernels: {reason_for_none() or 'none for this processor'}"
 
 
 def _version(package: str) -> str | None:
@@ -134,7 +166,7 @@ def _print(report: dict[str, Any], machine: Machine) -> None:
     print()
     rows = [(one["operation"], one["kernel"], one["reason"]) for one in report["operations"]]
     print_table(("OPERATION", "SERVED BY", "BECAUSE"), rows)
-    if machine.bfloat16_is_slow:
+    if machine.bfloat16_is_slow and report["kernels"]["chosen"] is None:
         print("bfloat16 is slow here: run BF16 checkpoints with --dtype float32 where that fits")
     print()
     words = {True: "yes", False: "no", None: "unknown"}

@@ -220,11 +220,13 @@ def evaluate(
 
 
 def hint_at_float32(model: Model) -> None:
-    """A line on stderr if the model runs in bf16 on a processor without it, and float32 fits."""
+    """A line on stderr if torch runs bf16 on a processor without it, and float32 fits."""
     import torch
 
     if model.network.dtype != torch.bfloat16 or model.network.device.type != "cpu":
         return
+    if model.network.kernels is not None:
+        return  # they widen bf16 themselves
     machine = look_at_machine(Path.cwd())
     weights = 4 * sum(tensor.numel() for tensor in model.network.parameters())
     if machine.bfloat16_is_slow and judge("", "float32", weights, machine.memory).fits:

@@ -6,6 +6,8 @@ value projection; their values are the normalised outputs of the key projection.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -15,9 +17,17 @@ from sfumato.model.linear import Linear
 from sfumato.model.norm import RMSNorm, rms_norm
 from sfumato.model.rope import rotate
 
+# Queries, keys, values and mask to mixed values, as `Attention.mix`.
+MixKernel = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+
 
 class Attention(nn.Module):
-    """The attention weights of one layer, used by encode and denoise alike."""
+    """The attention weights of one layer, used by encode and denoise alike.
+
+    `kernel`, if set, computes `mix`.
+    """
+
+    kernel: MixKernel | None = None
 
     def __init__(self, config: TextConfig, layer: LayerConfig) -> None:
         super().__init__()
@@ -51,6 +61,8 @@ class Attention(nn.Module):
         look, or None for everywhere. Torch's kernel reads each of the N_kv heads for its group of
         query heads, with the bits that repeated heads would give.
         """
+        if self.kernel is not None:
+            return self.kernel(queries, keys, values, mask)
         return functional.scaled_dot_product_attention(
             queries, keys, values, attn_mask=mask, scale=1.0, enable_gqa=self.group_size > 1
         )

@@ -145,6 +145,11 @@ class DiffusionGemma(nn.Module):
         scale = torch.tensor(self.config.text.hidden_size**0.5, device=self.device)
         return scale.to(self.dtype)
 
+    @cached_property
+    def embed_factor(self) -> float:
+        """sqrt(D) rounded to the weights' dtype: what embeddings are multiplied by."""
+        return float(self._embed_scale())
+
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [..., V], fp32 and softcapped, of final hidden states [..., D]."""
         cap = self.config.text.final_logit_softcapping

@@ -13,9 +13,12 @@ from torch import Tensor, nn
 from sfumato.errors import InputError
 from sfumato.model.diffusion_gemma import DiffusionGemma
 from sfumato.model.experts import Experts
+from sfumato.model.fast_layer import FastLayer
 from sfumato.model.linear import Linear
 from sfumato.model.mlp import GatedMLP
+from sfumato.ops import attention as attention_op
 from sfumato.ops import experts as experts_op
+from sfumato.ops import head as head_op
 from sfumato.ops import linear as linear_op
 from sfumato.ops.kernels import Kernels
 from sfumato.ops.weight import Weight, rows
@@ -27,6 +30,9 @@ def use_kernels(network: DiffusionGemma, kernels: Kernels | None) -> dict[str, s
     Returns the modules that stay with torch and why, by name. The vision tower always does.
     """
     refused: dict[str, str] = {}
+    unserved = None if kernels is None else _vocabulary_unserved(network)
+    if unserved is not None:
+        kernels, refused["embed_tokens"] = None, unserved
     for name, module in _parts(network):
         module.kernel = None
         if kernels is None:
@@ -35,9 +41,27 @@ def use_kernels(network: DiffusionGemma, kernels: Kernels | None) -> dict[str, s
             module.kernel = _kernel_for(module, kernels)
         except InputError as reason:
             refused[name] = str(reason)
+    for index, layer in enumerate(network.layers):
+        layer.fast = None if kernels is None else FastLayer(layer, kernels)
+        layer.self_attn.kernel = None
+        if layer.fast is not None:
+            declined = attention_op.declines(network.dtype, layer.self_attn.head_dim)
+            if declined is None:
+                layer.self_attn.kernel = layer.fast.mix
+            else:
+                refused[f"layers.{index}.self_attn"] = declined
     network.kernels = kernels
     network.__dict__.pop("table", None)  # of weights that may have been replaced
     return refused
+
+
+def _vocabulary_unserved(network: DiffusionGemma) -> str | None:
+    """Why no kernel serves the vocabulary, None if one does: without it, the rest would not pay."""
+    try:
+        table = rows(network.model.decoder.embed_tokens.weight)
+    except InputError as reason:
+        return str(reason)
+    return head_op.declines(network.dtype, table)
 
 
 def _parts(network: DiffusionGemma) -> Iterator[tuple[str, Linear | GatedMLP | Experts]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
@@ -13,13 +15,18 @@ from sfumato.model.mlp import GatedMLP
 from sfumato.model.norm import RMSNorm
 from sfumato.model.router import Router
 
+if TYPE_CHECKING:
+    from sfumato.model.fast_layer import FastLayer
+
 
 class Layer(nn.Module):
     """Attention, then the dense MLP and the experts side by side; both passes share the weights.
 
     Only the factor on the layer's output differs: `layer_scalar` here is the denoiser's, the
-    encoder keeps its own copy and hands it to `finish`.
+    encoder keeps its own copy and hands it to `finish`. `fast`, if set, computes both halves.
     """
+
+    fast: FastLayer | None = None
 
     def __init__(self, config: TextConfig, layer: LayerConfig) -> None:
         super().__init__()
@@ -40,6 +47,8 @@ class Layer(nn.Module):
 
     def project(self, x: Tensor, tables: tuple[Tensor, Tensor]) -> tuple[Tensor, Fresh]:
         """Queries, and keys and values, of the normalised input; see `Attention.project`."""
+        if self.fast is not None:
+            return self.fast.project(x, tables)
         return self.self_attn.project(self.input_layernorm(x), tables)
 
     def finish(self, x: Tensor, mixed: Tensor, scalar: Tensor) -> Tensor:
@@ -47,6 +56,8 @@ class Layer(nn.Module):
 
         `scalar` is the pass's `layer_scalar`, shaped to broadcast over [B, S, D].
         """
+        if self.fast is not None:
+            return self.fast.finish(x, mixed, scalar)
         x = x + self.post_attention_layernorm(self.self_attn.output(mixed))
         out: Tensor = (x + self.post_feedforward_layernorm(self._feed_forward(x))) * scalar
         return out

@@ -7,17 +7,17 @@ is the plain reference in torch. What a kernel cannot do it declines, with a rea
 from __future__ import annotations
 
 import functools
+import importlib
 from dataclasses import dataclass
 from types import ModuleType
 
 import torch
-from torch.utils.dlpack import to_dlpack
 
 from sfumato.errors import UsageError
 
 # How a tensor is handed to the compiled module: a capsule, whose making costs a fifth of what
 # `Tensor.__dlpack__` does. Tensors that record gradients are refused.
-give = to_dlpack
+give = torch.utils.dlpack.to_dlpack  # type: ignore[attr-defined] # public all the same
 REFERENCE = "reference"
 AUTO = "auto"
 
@@ -48,13 +48,12 @@ def _extension() -> tuple[ModuleType | None, str]:
     torch is imported before it, so that both use the one OpenMP runtime that torch brings.
     """
     try:
-        from sfumato import _kernels
+        return importlib.import_module("sfumato._kernels"), ""
+    except ModuleNotFoundError:
+        return None, "sfumato was installed without them: no C++ compiler, or one that failed"
     except ImportError as problem:
         text = (str(problem).splitlines() or [""])[0]
-        if "No module named" in text or "cannot import name" in text:
-            return None, "sfumato was installed without them (no C++ compiler was found)"
         return None, f"they do not load: {text[:200]}"
-    return _kernels, ""
 
 
 def instruction_sets() -> list[tuple[str, bool]]:

@@ -138,7 +138,7 @@ inline void run_block(const Attention& job, const Block& block, const Span& span
     keys.format = job.bf16 ? Format::bf16_rows : Format::f32_rows;
     keys.data = (const char*)job.keys + (block.batch * job.key_strides[0] + block.kv_head * job.key_strides[1] +
                                          span.begin * job.key_strides[2]) * size;
-    keys.scale = 1.0f;
+    keys.scale = keys.value_scale = 1.0f;
     keys.n = span.end - span.begin;
     keys.k = dim;
     keys.stride = job.key_strides[2];

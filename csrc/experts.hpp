@@ -19,7 +19,10 @@ SFUMATO_INLINE Matrix of_expert(const Matrix& first, int64_t expert, int64_t ste
     own.data = (const char*)first.data + expert * step;
     if (first.values) own.values = (const char*)first.values + expert * step;
     if (first.scales) own.scales = first.scales + expert * scales;
-    if (scale) own.scale = scale[expert];
+    if (scale) {
+        own.scale = scale[2 * expert];
+        own.value_scale = scale[2 * expert + 1];
+    }
     return own;
 }
 

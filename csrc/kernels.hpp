@@ -30,6 +30,7 @@ struct Matrix {
     const void* values;     // rows formats of a gated weight: its other half; null otherwise
     const uint8_t* scales;  // nvfp4 only
     float scale;            // times everything; 1 but for nvfp4
+    float value_scale;      // of a gated weight's values; its `scale` is the gate's alone
     int64_t n, k;
     int64_t stride;  // between rows, in elements; rows formats only
 };
@@ -58,7 +59,7 @@ struct Experts {
     Matrix gate_up, down;               // of expert 0
     int64_t gate_up_step, down_step;    // bytes from one expert's data to the next one's
     int64_t gate_up_scales, down_scales;  // the same for the scales
-    const float* gate_up_scale;         // [experts], or null for all ones
+    const float* gate_up_scale;         // [experts, 2]: gate and value; null for all ones
     const float* down_scale;
     Rows out;
     int threads;

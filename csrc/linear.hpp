@@ -10,7 +10,7 @@ namespace sfumato::SFUMATO_ISA {
 // From a group's products c[rows][64] to `out` at `row`: 64 columns, or 32 if gated.
 inline void finish_group(const Linear& job, const float* c, int64_t row, int64_t rows,
                          int64_t group) {
-    const float scale = job.weight.scale;
+    const float scale = job.weight.scale, value_scale = job.weight.value_scale;
     const int64_t left = job.weight.n - group * kGroup, own = left < kGroup ? left : kGroup;
     for (int64_t r = 0; r < rows; r++) {
         const float* from = c + r * kGroup;
@@ -22,7 +22,7 @@ inline void finish_group(const Linear& job, const float* c, int64_t row, int64_t
             float active[kPanel];
             for (int i = 0; i < kPanel; i += kLanes)
                 store(active + i, gelu(load<vf>(from + p + i) * scale) *
-                                      (load<vf>(from + p + kPanel + i) * scale));
+                                      (load<vf>(from + p + kPanel + i) * value_scale));
             put(job.out, row + r, group * (kGroup / 2) + p / 2, active, kPanel, 1.0f);
         }
     }

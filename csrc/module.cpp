@@ -53,7 +53,7 @@ struct Weight {
           scale(std::move(scale_)) {
         need(data.ndim() >= 1 && n >= 1, "a weight has matrices and rows");
         experts = (int64_t)data.shape(0);
-        first = {Format::f32_rows, data.data(), nullptr, nullptr, 1.0f, n, 0, 0};
+        first = {Format::f32_rows, data.data(), nullptr, nullptr, 1.0f, 1.0f, n, 0, 0};
         scales_step = 0;
         if (format == "f32_rows" || format == "bf16_rows")
             rows(format == "bf16_rows");
@@ -64,10 +64,12 @@ struct Weight {
         else
             need(false, "unknown weight format " + format);
         if (scale) {
-            need(is_f32(*scale) && scale->ndim() == 1 && (int64_t)scale->shape(0) == experts,
-                 "scale must be fp32 [matrices]");
+            need(is_f32(*scale) && scale->ndim() == 2 && (int64_t)scale->shape(0) == experts &&
+                     scale->shape(1) == 2,
+                 "scale must be fp32 [matrices, 2]");
             need_contiguous(*scale, "scale");
-            first.scale = *(const float*)scale->data();
+            first.scale = ((const float*)scale->data())[0];
+            first.value_scale = ((const float*)scale->data())[1];
         }
         need(first.k > 0 && first.k < (1ll << 31) && n < (1ll << 31), "a weight's sizes are out of range");
     }

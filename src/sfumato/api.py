@@ -388,9 +388,11 @@ def load(
     if small and dtype is None:
         dtype = "float32"
     folder = SMALL_FOLDER if path_or_repo is None else resolve(path_or_repo, revision)
-    network, config = load_network(folder, dtype, device)
+    served = chosen is not None and (wanted != AUTO or not exact)
+    keep = served and str(device) == "cpu"
+    network, config = load_network(folder, dtype, device, keep_nvfp4=keep)
     network.cache_dtype = cache_dtype
-    if wanted != AUTO or not exact:
+    if served:
         use_kernels(network, chosen)
     text = config.text
     if small and text.num_experts * text.moe_intermediate_size <= DENSE_EXPERTS_WIDTH:

@@ -21,9 +21,10 @@ class Settings:
 
     `model` (SFUMATO_MODEL) is the checkpoint used when none is named, None for the small model;
     `threads` (SFUMATO_THREADS) the CPU threads of the arithmetic, None for torch's own choice;
-    `kernels` (SFUMATO_KERNELS) which compiled kernels serve, "auto", "reference" for torch alone, or
-    an instruction set's name, checked where they are chosen; `offline` (HF_HUB_OFFLINE) forbids the network, and huggingface_hub itself obeys the same
-    variable; `dumb` is True on a terminal that says it can do nothing, or does not say what it is.
+    `kernels` (SFUMATO_KERNELS) the compiled kernels: "auto", "reference" for torch alone, or an
+    instruction set's name, checked where they are chosen; `offline` (HF_HUB_OFFLINE) forbids the
+    network, and huggingface_hub itself obeys the same variable; `dumb` is True on a terminal
+    that says it can do nothing, or does not say what it is.
     """
 
     model: str | None = None

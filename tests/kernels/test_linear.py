@@ -71,6 +71,14 @@ def test_nvfp4_is_exact_in_its_weights(
     _near(linear(x, packed, kernels), _exact(x, weight), x, weight)
 
 
+def test_gated_nvfp4_halves_have_scales_of_their_own(kernels: Kernels) -> None:
+    gate, values = (quantise(_matrix(48, 64, seed, torch.float32) * seed) for seed in (1, 5))
+    both = nvfp4(gate, values)
+    assert torch.equal(both.dense()[0], torch.cat([decode(gate), decode(values)]))
+    x = _matrix(9, 64, 3, torch.float32)
+    torch.testing.assert_close(linear(x, both, kernels), reference(x, both), rtol=1e-5, atol=1e-4)
+
+
 def test_nvfp4_takes_every_code_and_the_ends_of_the_scales(kernels: Kernels) -> None:
     codes = torch.arange(256, dtype=torch.uint8).repeat(32, 1)  # every byte in every row
     scales = torch.arange(32, dtype=torch.uint8)[:, None].repeat(1, 32)

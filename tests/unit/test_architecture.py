@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kv": {*BASE, "config"},
     "quant": {*BASE, "config"},
     "ops": {*BASE, "quant"},
-    "model": {*BASE, "config", "kv", "ops"},
+    "model": {*BASE, "config", "kv", "ops", "quant"},
     "diffusion": CORE,
     "text": {*BASE, "config"},
     "media": {*BASE, "config"},

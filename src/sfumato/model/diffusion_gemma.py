@@ -27,6 +27,7 @@ from sfumato.model.vision import VisionProjector, VisionTower
 from sfumato.ops.kernels import Kernels
 from sfumato.ops.linear import linear
 from sfumato.ops.weight import Weight, rows
+from sfumato.quant.nvfp4 import Nvfp4Tensor
 
 
 class Decoder(nn.Module):
@@ -97,6 +98,9 @@ class DiffusionGemma(nn.Module):
         self.cache_dtype: str | None = None  # of new caches: "int8", or None for the weights' own
         self.derived_bytes = DERIVED_BYTES  # of new caches: derived keys and values kept at most
         self.kernels: Kernels | None = None  # set by `use_kernels`
+        # Parameters on the meta device whose numbers are here, by name, until kernels pack them.
+        self.quantised: dict[str, tuple[Nvfp4Tensor, ...]] = {}
+        self.packed: dict[str, Weight] = {}
         self.model = Body(config)
 
     @property

@@ -1,13 +1,15 @@
 """Which parts of a network compiled kernels compute.
 
-Weights stay where the checkpoint's files are mapped: kernels read them in place.
+Weights stay where the checkpoint's files are mapped: kernels read them in place. NVFP4 is packed
+once, when the kernels are chosen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from sfumato.errors import InputError
@@ -21,26 +23,36 @@ from sfumato.ops import experts as experts_op
 from sfumato.ops import head as head_op
 from sfumato.ops import linear as linear_op
 from sfumato.ops.kernels import Kernels
-from sfumato.ops.weight import Weight, rows
+from sfumato.ops.weight import Weight, nvfp4, rows
+from sfumato.quant.nvfp4 import Nvfp4Tensor, decode
+
+_DECODER = "model.decoder."
 
 
 def use_kernels(network: DiffusionGemma, kernels: Kernels | None) -> dict[str, str]:
     """Let `kernels` serve what they can of the text layers, or with None nothing.
 
-    Returns the modules that stay with torch and why, by name. The vision tower always does.
+    Returns the modules that stay with torch and why, by name. The vision tower always does. What is
+    stored in NVFP4 (`network.quantised`) is packed for kernels, or decoded where none serves it.
+    Raises InputError if weights are packed already and kernels are to be given up.
     """
+    if kernels is None and network.packed:
+        raise InputError(
+            "this model's weights are packed in NVFP4, which only kernels can read",
+            hint="load it with kernels='reference' to have them decoded",
+        )
     refused: dict[str, str] = {}
     unserved = None if kernels is None else _vocabulary_unserved(network)
     if unserved is not None:
         kernels, refused["embed_tokens"] = None, unserved
     for name, module in _parts(network):
         module.kernel = None
-        if kernels is None:
-            continue
         try:
-            module.kernel = _kernel_for(module, kernels)
+            if kernels is not None:
+                module.kernel = _kernel_for(network, name, module, kernels)
         except InputError as reason:
             refused[name] = str(reason)
+        _give_up_stored(network, name, decoded=module.kernel is None)
     for index, layer in enumerate(network.layers):
         layer.fast = None if kernels is None else FastLayer(layer, kernels)
         layer.self_attn.kernel = None
@@ -53,6 +65,20 @@ def use_kernels(network: DiffusionGemma, kernels: Kernels | None) -> dict[str, s
     network.kernels = kernels
     network.__dict__.pop("table", None)  # of weights that may have been replaced
     return refused
+
+
+def _give_up_stored(network: DiffusionGemma, name: str, *, decoded: bool) -> None:
+    """Forget what is stored of a module, once `decoded` into its parameters or packed."""
+    stem = f"{_DECODER}{name}."
+    for key in [key for key in network.packed if decoded and key.startswith(stem)]:
+        del network.packed[key]
+    for key in [key for key in network.quantised if key.startswith(stem)]:
+        pieces = network.quantised.pop(key)
+        if decoded:
+            old = network.get_parameter(key)
+            whole = torch.cat([decode(piece, network.dtype) for piece in pieces]).view(old.shape)
+            parent, _, part = key.rpartition(".")
+            setattr(network.get_submodule(parent), part, nn.Parameter(whole, requires_grad=False))
 
 
 def _vocabulary_unserved(network: DiffusionGemma) -> str | None:
@@ -73,21 +99,74 @@ def _parts(network: DiffusionGemma) -> Iterator[tuple[str, Linear | GatedMLP | E
             yield name, module
 
 
-def _kernel_for(module: nn.Module, kernels: Kernels) -> partial[Tensor]:
+class _Weights:
+    """A module's weights as kernels read them: in place, or packed where they are in NVFP4."""
+
+    def __init__(self, network: DiffusionGemma, name: str) -> None:
+        self._stored, self._packed = network.quantised, network.packed
+        self._stem = f"{_DECODER}{name}."
+
+    def _pack(self, part: str, make: Callable[..., Weight], *others: str) -> Weight | None:
+        """`make` of what is stored of parameters, once; None for those that are not stored."""
+        key = self._stem + part
+        if key in self._stored:
+            self._packed[key] = make(*(self._stored[self._stem + one] for one in (part, *others)))
+        return self._packed.get(key)
+
+    def linear(self, module: Linear, part: str = "weight") -> Weight:
+        """The matrix of a linear map."""
+        packed = self._pack(part, lambda pieces: nvfp4(*pieces))
+        return rows(module.weight) if packed is None else packed
+
+    def gated(self, module: GatedMLP) -> tuple[Weight, Weight]:
+        """The way up, gated, and the way down."""
+        up = self._pack(
+            "gate_proj.weight",
+            lambda gate, values: nvfp4(gate[0], values[0]),
+            "up_proj.weight",
+        )
+        if up is None:
+            up = rows(module.gate_proj.weight, module.up_proj.weight)
+        return up, self.linear(module.down_proj, "down_proj.weight")
+
+    def experts(self, module: Experts) -> tuple[Weight, Weight]:
+        """The same of all experts; of each are stored its gate, then its values."""
+        up = self._pack(
+            "gate_up_proj",
+            lambda halves: nvfp4(_stack(halves[0::2]), _stack(halves[1::2])),
+        )
+        down = self._pack("down_proj", lambda pieces: nvfp4(_stack(pieces)))
+        if up is None or down is None:
+            gate, values = module.gate_up_proj.chunk(2, dim=1)
+            return rows(gate, values), rows(module.down_proj)
+        return up, down
+
+
+def _stack(matrices: Sequence[Nvfp4Tensor]) -> Nvfp4Tensor:
+    return Nvfp4Tensor(
+        torch.stack([one.packed for one in matrices]),
+        torch.stack([one.scale.view(torch.uint8) for one in matrices]).view(torch.float8_e4m3fn),
+        torch.stack([one.tensor_scale for one in matrices]),
+        matrices[0].reciprocal,
+    )
+
+
+def _kernel_for(
+    network: DiffusionGemma, name: str, module: nn.Module, kernels: Kernels
+) -> partial[Tensor]:
     """The function that replaces a module's arithmetic. Raises InputError with the reason."""
+    weights, dtype = _Weights(network, name), network.dtype
     if isinstance(module, Linear):
-        weight = rows(module.weight)
-        _check(linear_op.declines(module.weight.dtype, weight))
+        weight = weights.linear(module)
+        _check(linear_op.declines(dtype, weight))
         return partial(linear_op.linear, weight=weight, kernels=kernels)
     if isinstance(module, GatedMLP):
-        gate_up = rows(module.gate_proj.weight, module.up_proj.weight)
-        down = rows(module.down_proj.weight)
-        _check(linear_op.declines(gate_up.data.dtype, gate_up))
+        gate_up, down = weights.gated(module)
+        _check(linear_op.declines(dtype, gate_up))
         return partial(_gated_mlp, gate_up=gate_up, down=down, kernels=kernels)
     assert isinstance(module, Experts)
-    gate, values = module.gate_up_proj.chunk(2, dim=1)
-    gate_up, down = rows(gate, values), rows(module.down_proj)
-    _check(experts_op.declines(gate.dtype, gate_up, down))
+    gate_up, down = weights.experts(module)
+    _check(experts_op.declines(dtype, gate_up, down))
     return partial(experts_op.experts, gate_up=gate_up, down=down, kernels=kernels)
 
 

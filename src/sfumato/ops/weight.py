@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sfumato.errors import InputError
 from sfumato.ops.kernels import Kernels
-from sfumato.quant.nvfp4 import Nvfp4Tensor, decode
+from sfumato.quant.nvfp4 import Nvfp4Tensor, check_scales, decode
 
 PANEL = 16
 Layout = Literal["f32_rows", "bf16_rows", "bf16_panels", "nvfp4_panels"]
@@ -27,7 +27,7 @@ class Weight:
 
     `layout` says how `data` lies. Of a gated weight in rows, `data` [E, n / 2, k] is the gate's
     half and `values` the other; in panels the two alternate, 16 rows of each. `scales` and `scale`
-    [E] are NVFP4's. Make one with `rows`, `panels` or `nvfp4`.
+    [E, 2], of the gate and of the values, are NVFP4's. Make one with `rows`, `panels` or `nvfp4`.
     """
 
     layout: Layout
@@ -74,12 +74,17 @@ class Weight:
     def _decoded(self) -> Tensor:
         assert self.scales is not None
         assert self.scale is not None
-        packed = (
-            self.data.permute(0, 1, 4, 2, 3).reshape(self.matrices, -1, self.k // 2).contiguous()
-        )
+        packed = self.data.permute(0, 1, 4, 2, 3).reshape(self.matrices, -1, self.k // 2)
         scales = self.scales.transpose(2, 3).reshape(self.matrices, -1, self.k // PANEL)
-        stored = Nvfp4Tensor(packed, scales.contiguous().view(torch.float8_e4m3fn), self.scale)
-        return decode(stored, torch.float32)
+        bits = scales.contiguous().view(torch.float8_e4m3fn)
+        own = [
+            decode(Nvfp4Tensor(packed.contiguous(), bits, scale.contiguous()), torch.float32)
+            for scale in self.scale.unbind(1)
+        ]
+        if not self.gated:
+            return own[0]
+        of_values = torch.arange(packed.shape[1]) // PANEL % 2 == 1
+        return torch.where(of_values[:, None], own[1], own[0])
 
 
 def rows(weight: Tensor, values: Tensor | None = None) -> Weight:
@@ -114,21 +119,33 @@ def panels(weight: Tensor, *, gated: bool = False) -> Weight:
     return Weight("bf16_panels", packed, n, k, gated)
 
 
-def nvfp4(weight: Nvfp4Tensor, *, gated: bool = False) -> Weight:
-    """A packed copy of an NVFP4 `weight` [n, k] or [E, n, k]; `gated`: the gate's half first."""
+def nvfp4(weight: Nvfp4Tensor, values: Nvfp4Tensor | None = None) -> Weight:
+    """A packed copy of an NVFP4 `weight` [n, k] or [E, n, k]; with `values`, a gated weight.
+
+    Raises QuantisationError for scales that cannot be, InputError for halves that do not fit.
+    """
+    parts = [_stacked(one) for one in (weight, values) if one is not None]
+    if len({(part[0].shape, part[1].shape) for part in parts}) > 1:
+        raise InputError("the halves of a gated weight must have one shape")
+    packed, scales = (torch.cat([part[i] for part in parts], dim=1) for i in range(2))
+    if values is not None:
+        packed, scales = _woven(packed), _woven(scales)
+    matrices, n = packed.shape[:2]
+    groups = scales.shape[-1]
+    codes = _padded(packed).view(matrices, -1, PANEL, groups, 8).permute(0, 1, 3, 4, 2).contiguous()
+    inner = _padded(scales).view(matrices, -1, PANEL, groups).transpose(2, 3).contiguous()
+    scale = torch.stack([parts[0][2], parts[-1][2]], dim=1)
+    gated = values is not None
+    return Weight("nvfp4_panels", codes, n, groups * 16, gated, None, inner, scale)
+
+
+def _stacked(weight: Nvfp4Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes [E, n, k / 2], scales' bytes [E, n, k / 16] and factors [E] of a matrix or a stack."""
+    check_scales(weight)
     packed, scales, scale = weight.packed, weight.scale.view(torch.uint8), weight.tensor_scale
     if packed.dim() == 2:
         packed, scales, scale = packed[None], scales[None], scale[None]
-    if bool(((scales & 0x7F) == 0x7F).any()):
-        raise InputError("an NVFP4 weight has a scale that is NaN")
-    matrices, n = packed.shape[:2]
-    groups = scales.shape[-1]
-    if gated:
-        packed, scales = _woven(packed), _woven(scales)
-    codes = _padded(packed).view(matrices, -1, PANEL, groups, 8).permute(0, 1, 3, 4, 2).contiguous()
-    inner = _padded(scales).view(matrices, -1, PANEL, groups).transpose(2, 3).contiguous()
-    scale = (1.0 / scale if weight.reciprocal else scale).contiguous()
-    return Weight("nvfp4_panels", codes, n, groups * 16, gated, None, inner, scale)
+    return packed, scales, 1.0 / scale if weight.reciprocal else scale
 
 
 def _check_halves(gate: Tensor, values: Tensor) -> None:

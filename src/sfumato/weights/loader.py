@@ -17,7 +17,13 @@ from sfumato.errors import CheckpointError, InputError
 from sfumato.model.diffusion_gemma import DiffusionGemma
 from sfumato.weights.files import WeightFiles
 from sfumato.weights.names import assign_names
-from sfumato.weights.pieces import Piece, assign_pieces, read_pieces
+from sfumato.weights.pieces import (
+    Piece,
+    assign_pieces,
+    kept_piece,
+    read_pieces,
+    served_in_nvfp4,
+)
 
 DTYPES = {
     "float32": torch.float32,
@@ -30,13 +36,18 @@ def load_network(
     folder: str | Path,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str = "cpu",
+    *,
+    keep_nvfp4: bool = False,
 ) -> tuple[DiffusionGemma, ModelConfig]:
     """The network in `folder`, in evaluation mode, and its configuration.
 
     `dtype` is float32, bfloat16 or float16, by default the one config.json names. Tensors already
     of that dtype stay in the files' pages on the CPU; others are converted, and NVFP4 decoded,
-    one at a time, so the peak is the size of the result. Raises ConfigError, CheckpointError, or
-    InputError for a dtype or device that cannot be.
+    one at a time, so the peak is the size of the result. With `keep_nvfp4`, for a network that will
+    be given kernels, matrices of the text layers that are wholly in NVFP4 are not decoded: they
+    stay in the files' pages, in `network.quantised`, and their parameters on the meta device.
+
+    Raises ConfigError, CheckpointError, or InputError for a dtype or device that cannot be.
     """
     config = load_config(folder)
     wanted = _dtype(dtype, config)
@@ -48,8 +59,12 @@ def load_network(
     pieces = find_pieces(files, expected, quantisation)
     divides = quantisation is not None and quantisation.dialect == "compressed-tensors"
     tensors: dict[str, Tensor] = {}
+    kept = served_in_nvfp4(pieces) if keep_nvfp4 else frozenset()
     try:
         for name, shape in expected.items():
+            if name in kept:
+                tensors[name] = torch.empty(shape, dtype=wanted, device="meta")
+                continue
             tensor = read_pieces(
                 pieces[name], shape, wanted, files.tensor, str(folder), reciprocal=divides
             )
@@ -62,6 +77,10 @@ def load_network(
             hint="`sfumato doctor` says what fits this machine",
         ) from None
     network.load_state_dict(tensors, strict=True, assign=True)
+    network.quantised = {
+        name: tuple(kept_piece(piece, files.tensor, str(folder), divides) for piece in pieces[name])
+        for name in kept
+    }
     return network.eval(), config
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from sfumato.config.fields import short
 from sfumato.config.quantisation import Dialect, Quantisation
 from sfumato.errors import CheckpointError, QuantisationError
-from sfumato.quant.nvfp4 import GROUP, Nvfp4Tensor, decode
+from sfumato.quant.nvfp4 import GROUP, Nvfp4Tensor, check_scales, decode
 from sfumato.weights.names import Findings, by_canonical_name, check_plain
 from sfumato.weights.safetensors_reader import TensorEntry
 
@@ -39,6 +39,8 @@ _PARTS: dict[Dialect, tuple[str, str, str, str]] = {
     ),
 }
 _GATE_UP, _DOWN, _WEIGHT = ".experts.gate_up_proj", ".experts.down_proj", ".weight"
+_TEXT = "model.decoder."
+_PROJECTION = re.compile(r"model\.decoder\.layers\.\d+\.self_attn\.[qkvo]_proj\.weight")
 _CACHE_SCALE = re.compile(r"model\.decoder\.layers\.\d+\.self_attn\.([kv]_proj\.)?[kv]_scale")
 
 
@@ -213,13 +215,52 @@ def read_nvfp4(piece: Piece, read: Callable[[str], Tensor], reciprocal: bool) ->
     return Nvfp4Tensor(read(piece.weight), read(piece.scale), tensor_scale, reciprocal)
 
 
+def served_in_nvfp4(pieces: Mapping[str, tuple[Piece, ...]]) -> frozenset[str]:
+    """The tensors of the network that kernels can take as they are stored.
+
+    Projections, MLPs and experts of the text layers, if all their pieces are in NVFP4; the two
+    halves of a gate, and an expert's way up and down, both or neither.
+    """
+
+    def quantised(name: str) -> bool:
+        return name in pieces and all(piece.quantised for piece in pieces[name])
+
+    groups: list[tuple[str, ...]] = []
+    for name in pieces:
+        module, _, part = name.rpartition(".")
+        if _PROJECTION.fullmatch(name):
+            groups.append((name,))
+        elif name.startswith(_TEXT) and name.endswith(".gate_proj.weight"):
+            stem = name.removesuffix("gate_proj.weight")
+            groups.append(tuple(f"{stem}{one}_proj.weight" for one in ("gate", "up", "down")))
+        elif name.startswith(_TEXT) and part == "gate_up_proj":
+            groups.append((name, f"{module}.down_proj"))
+    return frozenset(name for group in groups if all(map(quantised, group)) for name in group)
+
+
+def kept_piece(
+    piece: Piece, read: Callable[[str], Tensor], where: str, reciprocal: bool
+) -> Nvfp4Tensor:
+    """A piece that is in NVFP4, in the files' pages. Raises CheckpointError for bad scales."""
+    stored = read_nvfp4(piece, read, reciprocal)
+    try:
+        check_scales(stored)
+    except QuantisationError as problem:
+        raise _damaged(piece, where, problem) from None
+    return stored
+
+
+def _damaged(piece: Piece, where: str, problem: QuantisationError) -> CheckpointError:
+    return CheckpointError(
+        f"{where}: {short(piece.weight)} {problem.message}",
+        hint="the file is damaged: fetch it again",
+    )
+
+
 def _decode(
     piece: Piece, dtype: torch.dtype, read: Callable[[str], Tensor], where: str, reciprocal: bool
 ) -> Tensor:
     try:
         return decode(read_nvfp4(piece, read, reciprocal), dtype)
     except QuantisationError as problem:
-        raise CheckpointError(
-            f"{where}: {short(piece.weight)} {problem.message}",
-            hint="the file is damaged: fetch it again",
-        ) from None
+        raise _damaged(piece, where, problem) from None

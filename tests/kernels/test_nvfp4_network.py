@@ -1,0 +1,95 @@
+"""A network in NVFP4 that is not decoded computes what the decoded one does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sfumato.api import load
+from sfumato.errors import CheckpointError, InputError
+from sfumato.model.kernels import use_kernels
+from sfumato.ops.kernels import Kernels
+from tests.unit.nvfp4_checkpoints import EXPERT, LAYER, rewrite, write_nvfp4
+
+IDS = torch.tensor([[5, 9, 11, 30, 7]])
+
+
+@pytest.mark.parametrize("dialect", ["modelopt", "compressed-tensors"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_packed_is_decoded(kernels: Kernels, tmp_path: Path, dialect: str, dtype: str) -> None:
+    """To the bit with the same kernels, the tensor scales here being powers of two."""
+    write_nvfp4(tmp_path / "m", dialect)
+    packed = load(tmp_path / "m", dtype, kernels=kernels.name)
+    decoded = load(tmp_path / "m", dtype, kernels="reference")
+    names = {LAYER + f"self_attn.{part}_proj.weight" for part in "qkvo"}
+    assert names <= set(packed.network.packed)
+    assert packed.network.get_parameter(LAYER + "self_attn.q_proj.weight").is_meta
+    assert not packed.network.quantised
+    canvas = torch.arange(3, 3 + packed.config.canvas_length)[None]
+    with torch.inference_mode():
+        found = packed.denoise(canvas, packed.encode(IDS))
+        plain = decoded.denoise(canvas, decoded.encode(IDS))
+        use_kernels(decoded.network, kernels)
+        assert torch.equal(found, decoded.denoise(canvas, decoded.encode(IDS)))
+    if dtype == "float32":
+        torch.testing.assert_close(found, plain, rtol=0, atol=2e-5 * float(plain.abs().max()))
+
+
+def test_float32_by_name_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SFUMATO_KERNELS", raising=False)
+    write_nvfp4(tmp_path / "m")
+    model = load(tmp_path / "m", "float32")
+    assert model.network.kernels is None
+    assert not model.network.packed
+    assert not any(one.is_meta for one in model.network.parameters())
+
+
+def test_what_no_kernel_takes_is_decoded(kernels: Kernels, tmp_path: Path) -> None:
+    """float16 has no kernels at all; an expert that is plain keeps its layer's experts plain."""
+    write_nvfp4(tmp_path / "m")
+    half = load(tmp_path / "m", "float16", kernels=kernels.name)
+    assert half.network.kernels is None
+    assert not any(one.is_meta for one in half.network.parameters())
+    expected = load(tmp_path / "m", "float16", kernels="reference").network.state_dict()
+    state = half.network.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in state.items())
+
+
+def test_kernels_change_but_do_not_go(kernels: Kernels, tmp_path: Path) -> None:
+    write_nvfp4(tmp_path / "m")
+    network = load(tmp_path / "m", kernels=kernels.name).network
+    packed = dict(network.packed)
+    assert use_kernels(network, Kernels("portable")) == {}
+    assert network.packed == packed
+    with pytest.raises(InputError, match="packed in NVFP4"):
+        use_kernels(network, None)
+
+
+def test_experts_of_both_kinds_are_decoded(kernels: Kernels, tmp_path: Path) -> None:
+    tensors = write_nvfp4(tmp_path / "m")
+    module = f"{EXPERT}up_proj"
+    shape = (tensors[f"{module}.weight"].shape[0], 2 * tensors[f"{module}.weight"].shape[1])
+    stored = load_file(next((tmp_path / "m").glob("*.safetensors")))
+    for end in ("weight_scale", "weight_scale_2", "input_scale"):
+        del stored[f"{module}.{end}"]
+    stored[f"{module}.weight"] = torch.randn(shape).bfloat16()
+    save_file(stored, next((tmp_path / "m").glob("*.safetensors")))
+    network = load(tmp_path / "m", kernels=kernels.name).network
+    assert not network.get_parameter(LAYER + "experts.gate_up_proj").is_meta
+    assert not network.get_parameter(LAYER + "experts.down_proj").is_meta
+    assert network.get_parameter(LAYER + "self_attn.q_proj.weight").is_meta
+
+
+def test_bad_scales_are_named(kernels: Kernels, tmp_path: Path) -> None:
+    write_nvfp4(tmp_path / "m")
+    name = f"{EXPERT}up_proj.weight_scale"
+
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[name].view(torch.uint8)[0, 0] = 0x7F
+
+    rewrite(tmp_path / "m", spoil)
+    with pytest.raises(CheckpointError, match=r"up_proj\.weight' holds a group scale that is NaN"):
+        load(tmp_path / "m", kernels=kernels.name)

@@ -114,17 +114,19 @@ def test_the_released_model_wants_a_large_machine() -> None:
     here = look_at_machine(Path.cwd())
     rows = {
         (fit.model, fit.format): fit.fits
-        for fit in what_fits(dataclasses.replace(here, memory=10**12))
+        for fit in what_fits(dataclasses.replace(here, memory=10**12), kernels=True)
     }
     assert rows[(RELEASED, "bfloat16")] is True
     assert rows[(RELEASED, "NVFP4")] is True
-    middling = what_fits(dataclasses.replace(here, memory=32 * 10**9))
+    middling = what_fits(dataclasses.replace(here, memory=32 * 10**9), kernels=False)
     assert middling[-1].fits is False  # its files would fit; what they are decoded to does not
     assert "are decoded to bfloat16" in middling[-1].reason
+    served = what_fits(dataclasses.replace(here, memory=20 * 10**9), kernels=True)
+    assert served[-1].fits is True  # kernels compute with it as it is stored
     assert rows[("small", "bfloat16")] is True
     rows = {
         (fit.model, fit.format): fit.fits
-        for fit in what_fits(dataclasses.replace(here, memory=16 * 10**9))
+        for fit in what_fits(dataclasses.replace(here, memory=16 * 10**9), kernels=True)
     }
     assert rows[(RELEASED, "bfloat16")] is False
 

@@ -53,7 +53,9 @@ def doctor(
         "hub": {"cache": str(constants.HF_HUB_CACHE), "offline": settings.offline},
         "kernels": _kernels_report(kernels),
         "operations": _operations(torch, kernels, why_none),
-        "fits": [dataclasses.asdict(fit) for fit in what_fits(machine)],
+        "fits": [
+            dataclasses.asdict(fit) for fit in what_fits(machine, kernels=kernels is not None)
+        ],
     }
     if as_json:
         print_json(report)
@@ -71,15 +73,22 @@ def _kernels_report(chosen: Kernels | None) -> dict[str, Any]:
     }
 
 
-def what_fits(machine: Machine) -> list[Fit]:
-    """The small model, and the released one in the forms people ask for."""
+def what_fits(machine: Machine, *, kernels: bool) -> list[Fit]:
+    """The small model, and the released one in the forms people ask for.
+
+    Without `kernels` NVFP4 is decoded, and takes what bfloat16 takes.
+    """
     small = sum(path.stat().st_size for path in small_folder().glob("*.safetensors"))
-    nvfp4 = judge(RELEASED, "NVFP4", RELEASED_BF16, machine.memory)
-    decoded = f"its {human_bytes(RELEASED_NVFP4)} are decoded to bfloat16 as they load"
+    if kernels:
+        nvfp4 = judge(RELEASED, "NVFP4", RELEASED_NVFP4, machine.memory)
+    else:
+        nvfp4 = judge(RELEASED, "NVFP4", RELEASED_BF16, machine.memory)
+        decoded = f"its {human_bytes(RELEASED_NVFP4)} are decoded to bfloat16 as they load"
+        nvfp4 = dataclasses.replace(nvfp4, reason=f"{nvfp4.reason}; {decoded}")
     return [
         judge(SMALL, "bfloat16", small, machine.memory),
         judge(RELEASED, "bfloat16", RELEASED_BF16, machine.memory),
-        dataclasses.replace(nvfp4, reason=f"{nvfp4.reason}; {decoded}"),
+        nvfp4,
     ]
 
 

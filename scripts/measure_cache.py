@@ -20,7 +20,7 @@ from sfumato.kv.narrow import narrow, widen
 
 RELEASED = Path(__file__).resolve().parents[1] / "tests" / "data" / "released_config.json"
 POSITIONS = 262_144
-PASSES = (8192,) * 31 + (256,) * 32  # a prompt, then canvases: together POSITIONS
+PASSES = (POSITIONS - 2048,) + (256,) * 8  # a prompt, then canvases
 
 
 def int8(x: Tensor) -> Tensor:

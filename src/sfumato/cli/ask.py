@@ -57,7 +57,10 @@ class OutputOptions:
     ] = None
 
     def pace_seconds(self, mode: Mode) -> float | None:
-        """`pace` in seconds. Raises InputError outside 0 to 10,000 ms, or without a canvas."""
+        """`pace` in seconds. Raises InputError outside 0 to 10,000 ms, or without a canvas.
+
+        There is none in a pipe either, nor on a terminal that cannot redraw lines.
+        """
         if self.pace is None:
             return None
         flags = {"--json": self.as_json, "--no-live": not self.live, f"--mode {mode}": True}
@@ -68,6 +71,9 @@ class OutputOptions:
             )
         if not 0 <= self.pace <= 10_000:
             raise InputError(f"--pace must be from 0 to 10000 milliseconds, not {self.pace}")
+        if not can_animate():
+            why = "this terminal (TERM) has none" if sys.stdout.isatty() else "a pipe gets none"
+            raise InputError(f"--pace is for the live canvas, and {why}", hint="leave it out")
         return self.pace / 1000
 
 

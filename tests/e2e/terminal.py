@@ -87,7 +87,11 @@ class Terminal:
 
     def send(self, keys: str) -> None:
         """Type."""
-        os.write(self._fd, keys.encode())
+        self.send_bytes(keys.encode())
+
+    def send_bytes(self, data: bytes) -> None:
+        """Type what is no text, perhaps."""
+        os.write(self._fd, data)
 
     def kill(self, number: signal.Signals) -> None:
         """Send the program a signal."""

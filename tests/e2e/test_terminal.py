@@ -171,3 +171,39 @@ def test_chat_survives_an_interrupted_answer(tiny: Path) -> None:
         seen.send("/exit\r")
         assert seen.wait() == 0
     assert "Traceback" not in seen.text
+
+
+def test_chat_takes_bytes_that_are_no_text_and_control_characters(tiny: Path) -> None:
+    arguments = ("chat", "-m", str(tiny), "--max-new-tokens", "4", "--steps", "1", "--no-live")
+    with Terminal(*arguments, rows=50) as seen:
+        seen.until(lambda text: text.endswith(">"))
+        seen.send_bytes(b"ab\xff\xfecd\r")
+        seen.until(lambda text: "no UTF-8 text" in text and text.endswith(">"))
+        seen.send("a\x16\x1b[2Jb\x16\x07c\r")  # Ctrl-V: the next key as it is
+        seen.until(lambda text: text.count("tokens per forward") == 1 and text.endswith(">"))
+        seen.send("half a line\x04\x04\r")  # Ctrl-D is the end on an empty line alone
+        seen.until(lambda text: text.count("tokens per forward") == 2 and text.endswith(">"))
+        seen.send("/edit\r")
+        seen.until(lambda text: text.endswith("> half a line"))
+        seen.send("\x15\x04")
+        assert seen.wait() == 0
+    assert "Traceback" not in seen.text
+    assert "Talk to" in seen.text  # the screen was never erased
+
+
+def test_chat_on_a_dumb_terminal_writes_no_escapes(tiny: Path) -> None:
+    arguments = ("chat", "-m", str(tiny), "--max-new-tokens", "4", "--steps", "1")
+    with Terminal(*arguments, environment={"TERM": "dumb"}) as seen:
+        seen.until(lambda text: text.endswith(">"))
+        seen.send("hi\r")
+        seen.until(lambda text: "tokens per forward" in text and text.endswith(">"))
+        seen.send("/exit\r")
+        assert seen.wait() == 0
+    assert b"\x1b" not in seen.raw
+
+
+def test_a_pace_on_a_dumb_terminal_is_refused(tiny: Path) -> None:
+    arguments = ("ask", "-m", str(tiny), "hi", "--pace", "5")
+    with Terminal(*arguments, environment={"TERM": "dumb"}) as seen:
+        assert seen.wait() == 2
+    assert "this terminal (TERM) has none" in seen.text

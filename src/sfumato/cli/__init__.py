@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from sfumato.cli.interrupts import leaving_at_once
+from sfumato.cli.interrupts import INTERRUPTED, leave_at_once, leaving_at_once
 
 if TYPE_CHECKING:
     from sfumato.cli.program import app
@@ -28,4 +28,9 @@ def main(arguments: list[str] | None = None) -> None:
         from sfumato.cli.failures import run
         from sfumato.cli.program import app
 
-    sys.exit(run(app, sys.argv[1:] if arguments is None else arguments))
+    try:
+        code = run(app, sys.argv[1:] if arguments is None else arguments)
+    except KeyboardInterrupt:  # a second one, while the first was told
+        code = INTERRUPTED
+    leave_at_once()
+    sys.exit(code)

@@ -30,5 +30,14 @@ def leaving_at_once() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def leave_at_once() -> None:
+    """From here on Ctrl-C ends the program there and then: all is told, what is left is the exit.
+
+    A second one would otherwise come out of the interpreter's own end as a traceback.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _leave)
+
+
 def _leave(_number: int, _frame: FrameType | None) -> None:
     os._exit(INTERRUPTED)

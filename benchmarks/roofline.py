@@ -14,12 +14,13 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from sfumato.benchmark import counting
 from sfumato.benchmark.counting import Parts, Work
 from sfumato.benchmark.shapes import named_shape
-from sfumato.weights.inventory import take_inventory
+from sfumato.weights.inventory import Inventory, take_inventory
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
 BEGIN = "<!-- computed: python benchmarks/roofline.py -->\n"
@@ -120,10 +121,15 @@ def advantage(machine: Machine, form: Format, rows: int, tokens_per_forward: flo
 
 def fits(machine: Machine, form: Format) -> bool:
     """Whether the weights alone fit the machine's memory."""
-    inventory = take_inventory(SHAPE)
+    inventory = _inventory()
     stay = inventory.embedding + inventory.router + inventory.norms_and_scalars
     held = (inventory.all - stay) * form.value_bytes + 2 * stay
     return held <= machine.memory
+
+
+@cache
+def _inventory() -> Inventory:
+    return take_inventory(SHAPE)
 
 
 def section() -> str:

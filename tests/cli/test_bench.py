@@ -45,8 +45,8 @@ def test_the_small_model(sfumato: Program, tmp_path: Path) -> None:
     assert (data["kind"], data["model"], data["dtype"]) == ("benchmark", "small", "float32")
     assert (data["commit"], data["canvas_length"]) == ("abc", 84)
     assert [one["part"] for one in data["results"]] == [
-        "encode 16", "denoise, no self-conditioning", "denoise", "head", "whole step",
-        "encode a canvas", "autoregressive token",
+        "encode 16", "layers", "denoise, no self-conditioning", "denoise", "head", "first step",
+        "whole step", "encode a canvas", "autoregressive token",
     ]  # fmt: skip
     assert len(data["comparisons"]) == len(data["ceilings"]) == 1
     assert json.loads(path.read_text(encoding="utf-8")) == data

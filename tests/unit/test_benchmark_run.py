@@ -27,8 +27,8 @@ RESULT = {
     "weight_bytes", "weight_gbs", "read_share", "peak_bytes", "extra_bytes", "others_cores",
 }  # fmt: skip
 REPORT = {
-    "schema", "kind", "model", "weight_bytes", "canvas_length", "plan", "gflop_of_a_denoising_step",
-    "ceilings", "results", "comparisons",
+    "schema", "kind", "model", "weight_bytes", "kernels", "canvas_length", "plan",
+    "gflop_of_a_denoising_step", "ceilings", "results", "comparisons",
 }  # fmt: skip
 
 
@@ -56,7 +56,7 @@ def benchmark(network: DiffusionGemma) -> Benchmark:
 
 def test_everything_is_measured_at_every_setting(benchmark: Benchmark) -> None:
     found = [(one.part, one.batch, one.context) for one in benchmark.results]
-    assert len(set(found)) == len(found) == 2 * (2 + 2 * 6)
+    assert len(set(found)) == len(found) == 2 * (2 + 2 * 8)
     assert ("encode 20", 2, 0) in found
     assert ("whole step", 2, 9) in found
     assert [one.costs.rows for one in benchmark.comparisons] == [1, 1, 2, 2]

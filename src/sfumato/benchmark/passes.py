@@ -13,8 +13,9 @@ from torch import Tensor
 from sfumato.benchmark.timing import Effort, Timing, seconds_of, settle, watching
 from sfumato.config.generation import GenerationConfig
 from sfumato.diffusion.events import StepEvent
-from sfumato.diffusion.loop import Denoising, refine_canvas
+from sfumato.diffusion.loop import Denoising, OnStep, refine_canvas
 from sfumato.diffusion.samplers import draws_for
+from sfumato.diffusion.steps import PLAIN, FusedSteps
 from sfumato.kv.cache import KVCache
 from sfumato.model.diffusion_gemma import DiffusionGemma
 
@@ -71,27 +72,48 @@ class Passes:
 
         return step
 
+    def layers(self) -> Callable[[], object]:
+        """A denoise pass without its head and without self-conditioning."""
+        return lambda: self.network.denoise_hidden(self.canvas, self.cache)
+
+    @property
+    def loop(self) -> str:
+        """The steps that the network's loop takes: "fast" where it has kernels, else "plain"."""
+        return "plain" if self.network.kernels is None else "fast"
+
+    def first_step(self) -> Callable[[], object]:
+        """A whole step of the loop that has nothing to look back at."""
+        return lambda: self._refine(1, None)
+
     def whole_steps(self, effort: Effort) -> Timing:
         """Denoising steps of the loop itself, sampling and renoising with them.
 
         The first step, which has nothing to look back at, is left out.
         """
         device = self.network.device
-        once = seconds_of(self.denoise(self_conditioning=True), device)
+        once = seconds_of(self.first_step(), device)
         count = max(effort.repeats, min(200, int(effort.seconds / max(once, 1e-9))))
-        # A canvas may not stop before the last step: more agreement is asked for than there is.
-        config = GenerationConfig(max_denoising_steps=count + 1, stability_threshold=count + 2)
         ends: list[float] = []
 
         def on_step(_event: StepEvent) -> None:
             settle(device)
             ends.append(time.perf_counter())
 
-        draws = draws_for(list(range(self.cache.batch_size)), device)
         with watching(device) as watch:
-            refine_canvas(self.network, self.cache, Denoising.of(config), draws, on_step=on_step)
-        pairs = itertools.pairwise(ends)
-        return watch.timing([after - before for before, after in pairs])
+            self._refine(count + 1, on_step)
+        return watch.timing([after - before for before, after in itertools.pairwise(ends)])
+
+    def _refine(self, count: int, on_step: OnStep | None) -> None:
+        """Take exactly `count` steps: more agreement is asked for than there are steps."""
+        config = GenerationConfig(max_denoising_steps=count, stability_threshold=count + 1)
+        refine_canvas(
+            self.network,
+            self.cache,
+            Denoising.of(config),
+            draws_for(list(range(self.cache.batch_size)), self.network.device),
+            steps=FusedSteps() if self.loop == "fast" else PLAIN,
+            on_step=on_step,
+        )
 
 
 def random_ids(network: DiffusionGemma, rows: int, length: int, seed: int) -> Tensor:

@@ -45,6 +45,7 @@ def to_json(benchmark: Benchmark, head: dict[str, Any]) -> dict[str, Any]:
         "kind": "benchmark",
         **head,
         "weight_bytes": benchmark.weight_bytes,
+        "kernels": benchmark.kernels,
         "canvas_length": config.canvas_length,
         "plan": {
             "parts": list(plan.parts),

@@ -32,7 +32,8 @@ _STORED = {
     counting.HEAD: "embedding",
     counting.SELF_CONDITIONING: "self_conditioning",
 }
-_FIRST, _DENOISE, _WHOLE = "denoise, no self-conditioning", "denoise", "whole step"
+_LAYERS, _BARE, _DENOISE = "layers", "denoise, no self-conditioning", "denoise"
+_FIRST, _WHOLE = "first step", "whole step"
 _COMMIT, _TOKEN = "encode a canvas", "autoregressive token"
 
 OnPart = Callable[[str], None]
@@ -113,6 +114,7 @@ class Benchmark:
     plan: Plan
     config: ModelConfig
     weight_bytes: int
+    kernels: str | None  # what computes; None for torch alone
     ceilings: tuple[Ceilings, ...]
     results: tuple[Result, ...]
     comparisons: tuple[Comparison, ...]
@@ -137,6 +139,7 @@ def run(network: DiffusionGemma, plan: Plan, on_part: OnPart | None = None) -> B
         plan,
         network.config,
         sum(meter.stored.values()),
+        None if network.kernels is None else network.kernels.name,
         tuple(meter.ceilings),
         tuple(meter.results),
         tuple(meter.comparisons),
@@ -177,28 +180,25 @@ class _Meter:
         comparing = AUTOREGRESSIVE in parts
         bare = counting.denoise_work(config, batch, context, self_conditioning=False)
         full = counting.denoise_work(config, batch, context)
-        if DENOISE in parts or comparing:
-            first = self._time(
-                _FIRST, batch, context, length, passes.denoise(self_conditioning=False), bare
-            )
-            denoise = self._time(
-                _DENOISE, batch, context, length, passes.denoise(self_conditioning=True), full
-            )
+        where = (batch, context, length)
+        if DENOISE in parts:
+            layers = {name: work for name, work in bare.items() if name != counting.HEAD}
+            self._time(_LAYERS, *where, passes.layers(), layers)
+            self._time(_BARE, *where, passes.denoise(self_conditioning=False), bare)
+            self._time(_DENOISE, *where, passes.denoise(self_conditioning=True), full)
         if HEAD in parts:
             work = {counting.HEAD: counting.head_work(config, batch * length)}
-            self._time("head", batch, context, length, passes.head(), work)
+            self._time("head", *where, passes.head(), work)
         if STEP in parts or comparing:
+            first = self._time(_FIRST, *where, passes.first_step(), bare)
             self._told(_WHOLE, batch, context)
-            timing = passes.whole_steps(self.plan.effort)
-            step = self._keep(_WHOLE, batch, context, length, timing, full)
+            step = self._keep(_WHOLE, *where, passes.whole_steps(self.plan.effort), full)
         if comparing:
             encode = counting.encode_work(config, batch, length, context)
-            commit = self._time(_COMMIT, batch, context, length, passes.commit(), encode)
+            commit = self._time(_COMMIT, *where, passes.commit(), encode)
             one = counting.autoregressive_work(config, batch, context)
             token = self._time(_TOKEN, batch, context, 1, passes.token(), one)
-            # What follows the pass costs the first step what it costs the others.
-            after = max(0.0, step - denoise)
-            costs = Costs(batch, length, first + after, step, commit, token)
+            costs = Costs(batch, length, first, step, commit, token)
             steps = self.plan.steps_per_canvas
             self.comparisons.append(compare(costs, steps, torch.get_num_threads(), context))
 

@@ -15,6 +15,8 @@ from sfumato.config.model import LayerConfig, ModelConfig, TextConfig
 from sfumato.config.parse import load_config
 from sfumato.errors import UsageError
 from sfumato.model.diffusion_gemma import DiffusionGemma
+from sfumato.model.kernels import use_kernels
+from sfumato.ops.kernels import Kernels
 from sfumato.weights.loader import DTYPES, build_on_meta
 
 RELEASED_LAYERS = 30
@@ -68,11 +70,18 @@ def default_dtype(name: str) -> str:
     return "float32" if name == "small" else "bfloat16"
 
 
-def random_model(config: ModelConfig, dtype: str, device: str = "cpu", seed: int = 0) -> Model:
+def random_model(
+    config: ModelConfig,
+    dtype: str,
+    device: str = "cpu",
+    seed: int = 0,
+    kernels: Kernels | None = None,
+) -> Model:
     """A model of `config` with random weights: as fast as a real one, and as wise as noise.
 
-    The time of a product does not depend on the values, so matrices are cut from one pool of
-    normal draws. Peak memory is the weights and the pool.
+    `kernels` serve what they can of it, as after `load`. The time of a product does not depend on
+    the values, so matrices are cut from one pool of normal draws. Peak memory is the weights and
+    the pool.
     """
     kind = DTYPES[dtype]
     generator = torch.Generator().manual_seed(seed)
@@ -89,6 +98,7 @@ def random_model(config: ModelConfig, dtype: str, device: str = "cpu", seed: int
             values.mul_(_spread(name, values))
         tensors[name] = values.to(device)
     network.load_state_dict(tensors, strict=True, assign=True)
+    use_kernels(network, kernels)
     _choose_experts(network, config)
     return Model(network.eval(), GenerationConfig(eos_token_id=()))
 

@@ -197,6 +197,7 @@ def _model(shape: str | None, options: ModelOptions, plan: Plan) -> tuple[Model,
 
 def _random(shape: str, options: ModelOptions, plan: Plan) -> Model:
     from sfumato.benchmark.shapes import default_dtype, named_shape, random_model
+    from sfumato.ops.kernels import AUTO, choose
     from sfumato.weights.loader import DTYPES
 
     config = named_shape(shape)
@@ -206,7 +207,10 @@ def _random(shape: str, options: ModelOptions, plan: Plan) -> Model:
         raise UsageError(f"--dtype must be one of {', '.join(DTYPES)}, not {short(dtype)}")
     if options.device == "cpu":
         _check_fits(shape, config, dtype, plan)
-    return random_model(config, dtype, options.device)
+    wanted = Settings.from_environment().kernels
+    # As `load` has it: whoever asks for fp32 gets torch's bits, unless kernels are asked for too.
+    exact = options.dtype == "float32" and wanted == AUTO
+    return random_model(config, dtype, options.device, kernels=None if exact else choose(wanted))
 
 
 def _check_fits(shape: str, config: ModelConfig, dtype: str, plan: Plan) -> None:
@@ -293,7 +297,9 @@ def title(facts: Facts, found: Benchmark) -> str:
     return (
         f"{facts.model} in {facts.dtype}, {human_bytes(found.weight_bytes)} of weights; "
         f"threads {threads}, rows {rows}\n"
-        f"{facts.processor}, {facts.cores} cores, {facts.device}; sfumato {facts.sfumato} "
+        f"{facts.processor}, {facts.cores} cores, {facts.device}, "
+        f"{'torch alone' if found.kernels is None else f'kernels {found.kernels}'}; "
+        f"sfumato {facts.sfumato} "
         f"(commit {facts.commit}), torch {facts.torch}, {facts.date[:10]}"
     )
 

@@ -1,0 +1,88 @@
+"""The comparison with transformers: turns, options and the table, without timing anything."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from benchmarks import against_transformers as against
+from benchmarks import random_checkpoint
+
+from sfumato.config.parse import load_config
+from tests.unit.source_tree import ROOT
+
+
+def test_both_take_turns_at_being_first() -> None:
+    order: list[str] = []
+
+    def one(name: str) -> float:
+        order.append(name)
+        return float(len(order))
+
+    ours, theirs = against.alternate((lambda: one("a"), lambda: one("b")), 3)
+    assert "".join(order) == "ba" + "ab" + "ba" + "ab"
+    assert ours == [3.0, 6.0, 7.0]
+    assert theirs == [4.0, 5.0, 8.0]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--rounds", "0"], ["--threads", "-1"], ["--context", "9" * 30], ["--rounds", "²"],
+        ["--dtype", "int3"], ["--speed"], ["--llama-cpp", "a"], ["--gguf", "b"],
+        ["model", "--", "-n", "3"],
+    ],
+)  # fmt: skip
+def test_options_that_cannot_be_meant_end_with_two(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        against.parse(arguments)
+    assert left.value.code == 2
+    assert "error:" in capsys.readouterr().err
+
+
+def test_a_llama_cpp_is_timed_whole() -> None:
+    script = ["--llama-cpp", sys.executable, "--gguf", "file", "--rounds", "2", "model", "--", "x"]
+    options = against.parse(script)
+    assert options.arguments == ["x"]
+    with pytest.raises(subprocess.CalledProcessError):  # Python has no module of that name
+        against.llama(options)
+    assert against.llama(against.parse([])) is None
+
+
+def test_a_place_that_cannot_be_written_is_told_first(capsys: pytest.CaptureFixture[str]) -> None:
+    assert against.main(["--output", "/none/at/all"]) == 1
+    assert "no folder" in capsys.readouterr().err
+
+
+def test_the_table() -> None:
+    summary = {"median": 0.01}
+    row = {
+        "part": "denoise", "sfumato_seconds": summary, "transformers_seconds": {"median": 0.03},
+        "ratio": {"value": 3.0, "low": 2.5, "high": 3.25}, "others_cores": 0.5,
+    }  # fmt: skip
+    names = ("model", "dtype", "context", "processor", "threads", "cores", "sfumato", "commit",
+             "transformers", "torch", "date")  # fmt: skip
+    report = {name: f"<{name}>" for name in names}
+    told = against.tell({**report, "kernels": None, "results": [row], "llama_cpp": None})
+    assert told.splitlines()[-1].split()[:5] == ["denoise", "10.00", "30.00", "3.00", "2.50-3.25"]
+    assert "others took 0.5 cores" in told
+    assert all(f"<{name}>" in told for name in names)
+
+
+def test_the_commit_is_named() -> None:
+    if (ROOT / ".git").exists():
+        assert len(against.commit()) >= 7
+
+
+def test_random_checkpoints_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "small"
+    assert random_checkpoint.main([str(folder), "small"]) == 0
+    assert load_config(folder).text.vocab_size == 2048
+    assert random_checkpoint.main([str(folder), "small"]) == 1
+    assert random_checkpoint.main([str(folder), "vast"]) == 1
+    assert "there is no shape" in capsys.readouterr().err
+    assert random_checkpoint.main([]) == 2

@@ -1,8 +1,9 @@
 // Attention of many rows to many slots without writing the scores: 64 slots at a time, with a running
 // maximum and sum for each row.
 //
-// The query heads that share a key head are rows of one product. A row's blocks of slots begin at the
-// first slot that any row of its batch entry may see, so padding before it changes no bit.
+// The query heads that share a key head are rows of one product. A row's groups of slots begin at the
+// first slot that any row of its batch entry may see, so padding before it changes no bit. Under a
+// mask that differs by rows, a row's last bits hang on what the others of its entry see.
 #pragma once
 
 #include "head.hpp"
@@ -60,7 +61,9 @@ SFUMATO_INLINE float fold(float* scores, float* most, float* sum) {
     for (int i = kLanes; i < kGroup; i += kLanes) best = maximum(best, load<vf>(scores + i));
     float top = *most;
     for (int i = 0; i < kLanes; i++) top = best[i] > top ? best[i] : top;
-    if (top == -INFINITY) {  // nothing seen so far
+    bool nothing = top == -INFINITY;  // seen so far; NaN, which no comparison finds, is something
+    for (int i = 0; i < kGroup && nothing; i++) nothing = scores[i] == -INFINITY;
+    if (nothing) {
         memset(scores, 0, sizeof(float) * kGroup);
         return 1.0f;
     }

@@ -2,7 +2,8 @@
 //
 // Every kernel obeys two laws. A row's result has the same bits whichever rows stand beside it and
 // however many threads work, because each output element is one fixed sum: partial sums over runs of
-// kRun values of k in ascending order, added in ascending order. And nothing is read or written
+// kRun values of k in ascending order, added in ascending order (attention.hpp has the one exception,
+// for masks that differ by rows). And nothing is read or written
 // outside the shapes that the caller has checked (module.cpp checks them).
 #pragma once
 

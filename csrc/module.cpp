@@ -53,6 +53,7 @@ struct Weight {
           scale(std::move(scale_)) {
         need(data.ndim() >= 1 && n >= 1, "a weight has matrices and rows");
         experts = (int64_t)data.shape(0);
+        need(experts >= 1, "a weight has at least one matrix");
         first = {Format::f32_rows, data.data(), nullptr, nullptr, 1.0f, 1.0f, n, 0, 0};
         scales_step = 0;
         if (format == "f32_rows" || format == "bf16_rows")
@@ -187,11 +188,18 @@ std::vector<std::tuple<std::string, bool>> instruction_sets() {
     return out;
 }
 
+// In rows a gated weight comes in two halves; in panels they are woven already.
+void need_gated(const Weight& weight) {
+    const bool rows = weight.first.format == Format::f32_rows || weight.first.format == Format::bf16_rows;
+    need(!rows || weight.values, "a gated weight in rows needs its values");
+}
+
 void run_linear(const std::string& set, const Array& x, const Weight& weight, const Array& out,
                 bool gated, int threads) {
     need(weight.experts == 1, "linear takes one matrix");
     need(!gated || weight.first.n % 32 == 0, "a gated weight's rows come in 32s");
     need(gated || !weight.values, "a weight with values is a gated one");
+    if (gated) need_gated(weight);
     const int64_t width = gated ? weight.first.n / 2 : weight.first.n;
     const Linear job = {rows_of(x, "x", weight.first.k), weight.first, rows_of(out, "out", width), gated,
                         threads_of(threads)};
@@ -209,6 +217,7 @@ void run_experts(const std::string& set, const Array& x, const Array& chosen, co
     job.x = rows_of(x, "x", gate_up.first.k);
     job.out = rows_of(out, "out", down.first.n);
     job.slots = (int64_t)chosen.shape(1);
+    need(job.slots > 0, "each row needs a slot");
     job.chosen = table_of<int64_t>(chosen, "chosen", job.x.count, job.slots);
     job.shares = table_of<float>(shares, "shares", job.x.count, job.slots);
     job.experts = gate_up.experts;
@@ -222,6 +231,7 @@ void run_experts(const std::string& set, const Array& x, const Array& chosen, co
     job.down_scale = down.all_scales();
     job.threads = threads_of(threads);
     need(!down.values, "down has no values");
+    need_gated(gate_up);
     need(down.experts == job.experts, "gate_up and down must have as many experts");
     need(job.gate_up.n == 2 * job.down.k && job.down.k % 16 == 0, "gate_up and down do not fit");
     need((job.gate_up.format == Format::f32_rows) == (job.down.format == Format::f32_rows),

@@ -44,8 +44,13 @@ inline void transpose(const uint32_t* const* rows, int64_t count, uint32_t* to) 
 
 // E4M3 to fp32, exactly, subnormals included; the checkpoint reader lets no NaN through.
 SFUMATO_INLINE vf wide_scale(vu bytes) {
-    const vf tiny = (vf)((bytes & 0x7fu) << 20);
-    return (vf)((vu)(tiny * 0x1p120f) | ((bytes & 0x80u) << 24));
+    // Without subnormals on the way, which a process may have switched off: those of E4M3 are eighths
+    // of 2^-6, normal numbers of fp32 all of them.
+    const vu plain = bytes & 0x7fu;
+    const vf normal = (vf)((plain << 20) + (120u << 23));
+    const vf small = __builtin_convertvector((vi)plain, vf) * 0x1p-9f;
+    const vf value = select((vi)(plain < 8u), small, normal);
+    return (vf)((vu)value | ((bytes & 0x80u) << 24));
 }
 
 // Eight bytes of codes' halves: magnitudes of E2M1 by their three bits, the sign in bit 3.

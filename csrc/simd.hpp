@@ -106,10 +106,12 @@ SFUMATO_INLINE vf exponential(vf x) {
     return select(x == x, (vf)((vi)p + power), x);
 }
 
-// GELU in its tanh approximation: x / (1 + e^(-2u)), u = sqrt(2 / pi) (x + 0.044715 x^3).
+// GELU in its tanh approximation: x / (1 + e^(-2u)), u = sqrt(2 / pi) (x + 0.044715 x^3). Where e^(-2u)
+// overflows the value is zero, and minus infinity gives NaN, as zero times infinity does.
 SFUMATO_INLINE vf gelu(vf x) {
     const vf u = (x + 0.044715f * x * x * x) * 0.7978845608f;
-    return x / (1.0f + exponential(-2.0f * u));
+    const vf value = x / (1.0f + exponential(-2.0f * u));
+    return select(u < -44.0f, x * 0.0f, value);
 }
 
 // tanh(x) with an absolute error of about 1e-7.

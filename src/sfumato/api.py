@@ -19,11 +19,12 @@ from sfumato.diffusion.events import Generation
 from sfumato.diffusion.loop import OnCommit, OnStep, Watchers, generate
 from sfumato.diffusion.samplers import Draws, draws_for
 from sfumato.diffusion.steps import PLAIN, FusedSteps
-from sfumato.errors import ContextLengthError, InputError
+from sfumato.errors import ContextLengthError, InputError, UsageError
 from sfumato.kv.cache import KVCache, check_cache_dtype
 from sfumato.model.diffusion_gemma import DiffusionGemma
 from sfumato.model.kernels import use_kernels
 from sfumato.ops.kernels import AUTO, choose
+from sfumato.ops.linear import ACTIVATIONS
 from sfumato.settings import Settings
 from sfumato.text.chat import Chat, Message
 from sfumato.text.template import ChatTemplate
@@ -61,6 +62,15 @@ class Model:
     folder: Path | None = None
     revision: str | None = None  # the commit, for a hub repository
     loop: Loop | None = None
+
+    def __post_init__(self) -> None:
+        if self.loop not in (None, "plain", "fast"):
+            raise InputError(f"loop must be 'plain', 'fast' or None, not {self.loop!r}")
+        if self.loop == "fast" and self.network.dtype not in ACTIVATIONS:
+            raise InputError(
+                f"the fast loop takes float32 or bfloat16, not {self.network.dtype}",
+                hint="leave it to 'plain'",
+            )
 
     @property
     def config(self) -> ModelConfig:
@@ -393,7 +403,12 @@ def load(
     network, config = load_network(folder, dtype, device, keep_nvfp4=keep)
     network.cache_dtype = cache_dtype
     if served:
-        use_kernels(network, chosen)
+        refused = use_kernels(network, chosen)
+        if network.kernels is None and wanted != AUTO:
+            raise UsageError(
+                f"the kernels for {wanted} cannot serve this model: {'; '.join(refused.values())}",
+                hint="leave kernels to 'auto', or 'reference'",
+            )
     text = config.text
     if small and text.num_experts * text.moe_intermediate_size <= DENSE_EXPERTS_WIDTH:
         for layer in network.layers:

@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sfumato.api import load
-from sfumato.errors import CheckpointError, InputError
+from sfumato.errors import CheckpointError, InputError, UsageError
 from sfumato.model.kernels import use_kernels
 from sfumato.ops.kernels import Kernels
+from sfumato.weights.export import export
 from tests.unit.nvfp4_checkpoints import EXPERT, LAYER, rewrite, write_nvfp4
 
 IDS = torch.tensor([[5, 9, 11, 30, 7]])
@@ -47,15 +48,35 @@ def test_float32_by_name_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not any(one.is_meta for one in model.network.parameters())
 
 
-def test_what_no_kernel_takes_is_decoded(kernels: Kernels, tmp_path: Path) -> None:
-    """float16 has no kernels at all; an expert that is plain keeps its layer's experts plain."""
+def test_what_no_kernel_takes_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SFUMATO_KERNELS", raising=False)
     write_nvfp4(tmp_path / "m")
-    half = load(tmp_path / "m", "float16", kernels=kernels.name)
+    half = load(tmp_path / "m", "float16")
     assert half.network.kernels is None
     assert not any(one.is_meta for one in half.network.parameters())
     expected = load(tmp_path / "m", "float16", kernels="reference").network.state_dict()
     state = half.network.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in state.items())
+
+
+def test_kernels_named_and_not_served_are_an_error(kernels: Kernels, tmp_path: Path) -> None:
+    write_nvfp4(tmp_path / "m")
+    with pytest.raises(UsageError, match="float16"):
+        load(tmp_path / "m", "float16", kernels=kernels.name)
+
+
+def test_packed_weights_cannot_move_change_or_leave(kernels: Kernels, tmp_path: Path) -> None:
+    write_nvfp4(tmp_path / "m")
+    model = load(tmp_path / "m", kernels=kernels.name)
+    network = model.network
+    state = load(tmp_path / "m", kernels="reference").network.state_dict()
+    for act in (network.half, lambda: network.to("cpu"), lambda: network.load_state_dict(state)):
+        with pytest.raises(InputError, match="packed in NVFP4"):
+            act()
+    with pytest.raises(InputError, match="packed in NVFP4"):
+        export(network, model.config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert network.packed
 
 
 def test_kernels_change_but_do_not_go(kernels: Kernels, tmp_path: Path) -> None:

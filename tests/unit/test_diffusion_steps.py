@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from sfumato.diffusion.events import Generation
 from sfumato.diffusion.loop import generate
 from sfumato.diffusion.samplers import draws_for
 from sfumato.diffusion.steps import PLAIN, FusedSteps, Steps
+from sfumato.errors import CheckpointError, InputError
 from sfumato.model.diffusion_gemma import DiffusionGemma
 from sfumato.model.kernels import use_kernels
 from sfumato.ops.kernels import Kernels, choose, instruction_sets
@@ -108,3 +111,58 @@ def test_what_no_kernel_serves_is_named() -> None:
     refused = use_kernels(net, USABLE[0])
     assert set(refused) == {f"layers.{index}.experts" for index in range(3)}
     assert "16s" in refused["layers.0.experts"]
+
+
+@pytest.mark.parametrize("kernels", [None, *USABLE], ids=str)
+def test_weights_that_are_no_numbers_are_told(kernels: Kernels | None) -> None:
+    net = _network(6)
+    with torch.no_grad():
+        net.model.decoder.norm.weight[0] = float("nan")
+    use_kernels(net, kernels)
+    for steps in (PLAIN, FusedSteps()):
+        with pytest.raises(CheckpointError, match="NaN or infinity"):
+            _generated(net, _ids(net, 1, 8), 0, steps)
+
+
+@pytest.mark.parametrize("kernels", USABLE, ids=str)
+def test_new_weights_reach_the_kernels(kernels: Kernels) -> None:
+    net, other = _network(7).bfloat16(), _network(8).bfloat16()
+    use_kernels(net, kernels)
+    use_kernels(other, kernels)
+    ids = _ids(net, 1, 8)
+    with torch.inference_mode():
+        canvas = _ids(net, 1, net.config.canvas_length)
+        expected = other.denoise(canvas, other.encode(ids))
+        for assign in (False, True):
+            fresh = _network(9).bfloat16()
+            use_kernels(fresh, kernels)
+            fresh.load_state_dict(other.state_dict(), assign=assign)
+            assert torch.equal(fresh.denoise(canvas, fresh.encode(ids)), expected)
+
+
+@pytest.mark.parametrize("kernels", USABLE, ids=str)
+def test_gradients_are_refused_not_cut(kernels: Kernels) -> None:
+    net = _network(10)
+    use_kernels(net, kernels)
+    with pytest.raises(InputError, match="no gradients"):
+        net.encode_hidden(_ids(net, 1, 8))
+
+
+@pytest.mark.parametrize("kernels", USABLE, ids=str)
+def test_derived_keys_have_the_bits_of_kept_ones(kernels: Kernels) -> None:
+    net = _network(11)
+    use_kernels(net, kernels)
+    ids, found = _ids(net, 2, 40), []
+    with torch.inference_mode():
+        canvas = _ids(net, 2, net.config.canvas_length)
+        for most in (1 << 28, 0):
+            net.derived_bytes = most
+            cache = net.encode(ids[:, 30:], net.encode(ids[:, :30]))
+            found.append(net.denoise(canvas, cache))
+    assert torch.equal(*found)
+
+
+def test_an_unknown_loop_is_refused() -> None:
+    model = load()
+    with pytest.raises(InputError, match="'quick'"):
+        replace(model, loop="quick")  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sfumato.diffusion.samplers import Draws, entropy
+from sfumato.diffusion.samplers import Draws, check_finite, entropy
 from sfumato.kv.cache import KVCache
 from sfumato.model.diffusion_gemma import DiffusionGemma
 from sfumato.ops.head import Beliefs, head, soft
@@ -157,4 +157,5 @@ class FusedSteps:
             draws.uniforms(*current.shape).flatten(),
             net.kernels,
         )
+        check_finite(beliefs.entropy)
         return _Fused(net, hidden, temperatures, beliefs)

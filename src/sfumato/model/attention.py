@@ -19,15 +19,18 @@ from sfumato.model.rope import rotate
 
 # Queries, keys, values and mask to mixed values, as `Attention.mix`.
 MixKernel = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+# Raw keys [B, N, S, H] and rotary tables to keys and values of that shape.
+DeriveKernel = Callable[[Tensor, tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]
 
 
 class Attention(nn.Module):
     """The attention weights of one layer, used by encode and denoise alike.
 
-    `kernel`, if set, computes `mix`.
+    `kernel`, if set, computes `mix`; `derive_kernel` keys and values from cached raw keys.
     """
 
     kernel: MixKernel | None = None
+    derive_kernel: DeriveKernel | None = None
 
     def __init__(self, config: TextConfig, layer: LayerConfig) -> None:
         super().__init__()

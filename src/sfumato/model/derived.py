@@ -16,7 +16,7 @@ from sfumato.config.model import RopeConfig
 from sfumato.kv.cache import Fresh, KVCache
 from sfumato.model.attention import Attention
 from sfumato.model.norm import rms_norm
-from sfumato.model.rope import rotate, turning_tables
+from sfumato.model.rope import rotary_tables, rotate, turning_tables
 
 
 def mix_derived(
@@ -50,8 +50,12 @@ def derived(
     keys = fresh.keys.new_empty(batch, 1, held + steps, dim)
     values = torch.empty_like(keys)
     for start, raw, positions in cache.pieces(layer, head, keys.dtype):
-        part = slice(start, start + raw.shape[2])
-        tables = turning_tables(positions.clamp(min=0), rope, dim, keys.dtype)
+        part, places = slice(start, start + raw.shape[2]), positions.clamp(min=0)
+        if attention.derive_kernel is not None:  # the kernels that `project` used, for their bits
+            whole = rotary_tables(places, rope, dim, keys.dtype)
+            keys[:, :, part], values[:, :, part] = attention.derive_kernel(raw, whole)
+            continue
+        tables = turning_tables(places, rope, dim, keys.dtype)
         _derive(attention, raw, tables, keys[:, :, part], values[:, :, part])
     keys[:, :, held:] = fresh.keys[:, head : head + 1]
     values[:, :, held:] = fresh.values[:, head : head + 1]

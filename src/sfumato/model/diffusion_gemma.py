@@ -7,8 +7,7 @@ checkpoint, tied weights held once.
 
 from __future__ import annotations
 
-from functools import cached_property
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -101,6 +100,8 @@ class DiffusionGemma(nn.Module):
         # Parameters on the meta device whose numbers are here, by name, until kernels pack them.
         self.quantised: dict[str, tuple[Nvfp4Tensor, ...]] = {}
         self.packed: dict[str, Weight] = {}
+        self.refused: dict[str, str] = {}  # modules that no kernel serves, and why
+        self._table: tuple[Tensor, Weight] | None = None
         self.model = Body(config)
 
     @property
@@ -135,10 +136,41 @@ class DiffusionGemma(nn.Module):
             self.derived_bytes,
         )
 
-    @cached_property
+    @property
     def table(self) -> Weight:
-        """The embedding table as kernels read it."""
-        return rows(self.model.decoder.embed_tokens.weight)
+        """The embedding table as kernels read it. Raises InputError for a dtype they cannot."""
+        weight = self.model.decoder.embed_tokens.weight
+        if self._table is None or self._table[0].data_ptr() != weight.data_ptr():
+            self._table = (weight.detach(), rows(weight))
+        return self._table[1]
+
+    def need_unpacked(self, what: str) -> None:
+        """Raise InputError if weights are packed for kernels, and so cannot do `what`."""
+        if self.packed:
+            raise InputError(
+                f"this model's weights are packed in NVFP4, which only kernels can read: "
+                f"it cannot {what}",
+                hint="load it with kernels='reference' to have them decoded",
+            )
+
+    def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
+        """As `nn.Module` has it; what kernels hold of the old weights is made anew."""
+        self.need_unpacked("take other weights")
+        out = super().load_state_dict(*arguments, **options)
+        self._refresh_kernels()
+        return out
+
+    def _apply(self, *arguments: Any, **options: Any) -> DiffusionGemma:
+        self.need_unpacked("be moved or converted")
+        super()._apply(*arguments, **options)  # type: ignore[no-untyped-call]
+        self._refresh_kernels()
+        return self
+
+    def _refresh_kernels(self) -> None:
+        if self.kernels is not None:
+            from sfumato.model.kernels import use_kernels
+
+            use_kernels(self, self.kernels)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Embeddings [..., D] of `ids`, times sqrt(D) rounded to the weights' dtype."""
@@ -149,7 +181,7 @@ class DiffusionGemma(nn.Module):
         scale = torch.tensor(self.config.text.hidden_size**0.5, device=self.device)
         return scale.to(self.dtype)
 
-    @cached_property
+    @property
     def embed_factor(self) -> float:
         """sqrt(D) rounded to the weights' dtype: what embeddings are multiplied by."""
         return float(self._embed_scale())

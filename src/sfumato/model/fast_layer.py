@@ -67,10 +67,7 @@ class FastLayer:
         """Queries, and keys and values, of the normalised input `x` [B, S, D]."""
         own = self._layer.self_attn
         x = self._norm(x, self._input)
-        cosines, sines = (table.squeeze(2).float() for table in tables)
-        if cosines.shape[0] != x.shape[0]:
-            cosines, sines = (one.expand(x.shape[0], -1, -1) for one in (cosines, sines))
-        turned = (cosines.contiguous(), sines.contiguous())
+        turned = _wide(tables, x.shape[0])
         shape = (*x.shape[:-1], -1, own.head_dim)
         queries = self._heads(own.q_proj(x).view(shape), self._queries, turned)
         raw = own.k_proj(x).view(shape)
@@ -78,6 +75,12 @@ class FastLayer:
         keys = self._heads(raw, self._keys, turned)
         values = self._heads(raw_values, Gain(None, own.eps), None)
         return queries, Fresh(keys, values, raw.transpose(1, 2) if own.v_proj is None else None)
+
+    def derive(self, raw: Tensor, tables: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, N, S, H] of `raw` keys of that shape, with the bits of `project`."""
+        own = raw.transpose(1, 2).contiguous()
+        keys = self._heads(own, self._keys, _wide(tables, raw.shape[0]))
+        return keys, self._heads(own, Gain(None, self._layer.self_attn.eps), None)
 
     def mix(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """Weighted values [B, N, S, H]; `mask` [B or 1, 1, S or 1, T]."""
@@ -96,4 +99,10 @@ class FastLayer:
         wide = self._norm(rows, self._experts_in)
         experts = layer.experts(wide, shares, chosen)
         both = self._norm(experts.view(x.shape), self._experts_out, residual=dense)
-        return self._norm(both, self._out, residual=x, scale=float(scalar))
+        return self._norm(both, self._out, residual=x, scale=scalar.item())
+
+
+def _wide(tables: tuple[Tensor, Tensor], rows: int) -> tuple[Tensor, Tensor]:
+    """Rotary tables [rows or 1, S, 1, H] as kernels take them: fp32 [rows, S, H]."""
+    cosines, sines = (table.squeeze(2).float().expand(rows, -1, -1) for table in tables)
+    return cosines.contiguous(), sines.contiguous()

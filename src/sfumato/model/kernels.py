@@ -34,15 +34,13 @@ def use_kernels(network: DiffusionGemma, kernels: Kernels | None) -> dict[str, s
 
     Returns the modules that stay with torch and why, by name. The vision tower always does. What is
     stored in NVFP4 (`network.quantised`) is packed for kernels, or decoded where none serves it.
-    Raises InputError if weights are packed already and kernels are to be given up.
+    Raises InputError if weights are packed already and kernels are to be given up; what is returned
+    stays in `network.refused`.
     """
-    if kernels is None and network.packed:
-        raise InputError(
-            "this model's weights are packed in NVFP4, which only kernels can read",
-            hint="load it with kernels='reference' to have them decoded",
-        )
     refused: dict[str, str] = {}
     unserved = None if kernels is None else _vocabulary_unserved(network)
+    if kernels is None or unserved is not None:
+        network.need_unpacked("give its kernels up")
     if unserved is not None:
         kernels, refused["embed_tokens"] = None, unserved
     for name, module in _parts(network):
@@ -55,15 +53,15 @@ def use_kernels(network: DiffusionGemma, kernels: Kernels | None) -> dict[str, s
         _give_up_stored(network, name, decoded=module.kernel is None)
     for index, layer in enumerate(network.layers):
         layer.fast = None if kernels is None else FastLayer(layer, kernels)
-        layer.self_attn.kernel = None
+        layer.self_attn.kernel, layer.self_attn.derive_kernel = None, None
         if layer.fast is not None:
+            layer.self_attn.derive_kernel = layer.fast.derive
             declined = attention_op.declines(network.dtype, layer.self_attn.head_dim)
             if declined is None:
                 layer.self_attn.kernel = layer.fast.mix
             else:
                 refused[f"layers.{index}.self_attn"] = declined
-    network.kernels = kernels
-    network.__dict__.pop("table", None)  # of weights that may have been replaced
+    network.kernels, network.refused = kernels, refused
     return refused
 
 

@@ -26,6 +26,8 @@ def declines(x_dtype: torch.dtype, gate_up: Weight, down: Weight) -> str | None:
         return f"activations are {x_dtype}, not float32 or bfloat16"
     if gate_up.data.device.type != "cpu":
         return f"the weights are on {gate_up.data.device}"
+    if not gate_up.gated or down.gated:
+        return "the way up must be gated, and the way down not"
     if down.k % PANEL:
         return f"the experts' width {down.k} is no multiple of {PANEL}"
     if (gate_up.layout == "f32_rows") != (down.layout == "f32_rows"):

@@ -10,16 +10,29 @@ import functools
 import importlib
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from sfumato.errors import UsageError
+from sfumato.errors import InputError, UsageError
 
-# How a tensor is handed to the compiled module: a capsule, whose making costs a fifth of what
-# `Tensor.__dlpack__` does. Tensors that record gradients are refused.
-give = torch.utils.dlpack.to_dlpack  # type: ignore[attr-defined] # public all the same
 REFERENCE = "reference"
 AUTO = "auto"
+_MOST_THREADS = 4096
+
+
+def give(tensor: Tensor) -> Any:
+    """A tensor as the compiled module takes it: a capsule, a fifth the price of `__dlpack__`.
+
+    Raises InputError where gradients are recorded: kernels have none, and would cut them silently.
+    """
+    if tensor.requires_grad and torch.is_grad_enabled():
+        raise InputError(
+            "kernels compute no gradients",
+            hint="use torch.inference_mode(), or load the model with kernels='reference'",
+        )
+    return torch.utils.dlpack.to_dlpack(tensor)  # type: ignore[attr-defined] # public all the same
 
 
 @dataclass(frozen=True)
@@ -37,8 +50,11 @@ class Kernels:
 
     @property
     def threads(self) -> int:
-        """Threads that a kernel works with: torch's, whose pool the kernels share."""
-        return torch.get_num_threads()
+        """Threads that a kernel works with: torch's, whose pool the kernels share.
+
+        As with torch, a process forked after both have worked must not use more than one.
+        """
+        return min(torch.get_num_threads(), _MOST_THREADS)
 
 
 @functools.cache

@@ -34,7 +34,8 @@ def linear(x: Tensor, weight: Weight, kernels: Kernels | None = None) -> Tensor:
     if kernels is None:
         return reference(x, weight)
     flat = x.reshape(-1, weight.k)
-    if flat.stride(0) % 2:  # rows of a wider tensor: bf16 is read in pairs
+    # Rows of a wider tensor are read in place, if they follow each other at even distances.
+    if flat.stride(0) < weight.k or flat.stride(0) % 2 or flat.stride(1) != 1:
         flat = flat.contiguous()
     out = flat.new_empty(flat.shape[0], weight.n // 2 if weight.gated else weight.n)
     kernels.native.linear(

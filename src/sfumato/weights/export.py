@@ -55,6 +55,7 @@ def export(
     checkpoint's folder is replaced and any other still refused), CheckpointError when a weight is
     an infinity or a NaN, the disk is full or a file cannot be written.
     """
+    network.need_unpacked("be exported")
     folder = Path(folder).absolute()
     target = _dtype(dtype, network)
     if max_shard_bytes < 1:

@@ -101,7 +101,8 @@ def test_the_reference_refuses_other_arguments(capsys: pytest.CaptureFixture[str
     assert "Usage" in capsys.readouterr().err
 
 
-GOOD = [f"sfumato/small/{name}" for name in check_wheel.SMALL_MODEL]
+MODULE = "sfumato/_kernels.cpython-311-x86_64-linux-gnu.so"
+GOOD = [*(f"sfumato/small/{name}" for name in check_wheel.SMALL_MODEL), MODULE]
 
 
 def test_a_wheel_with_the_small_model_is_right() -> None:
@@ -116,11 +117,17 @@ def test_a_wheel_with_the_small_model_is_right() -> None:
         (1, GOOD[1:], "lacks sfumato/small/config.json"),
         (1, [*GOOD, "tests/conftest.py"], "no business with tests"),
         (1, [*GOOD, "sfumato/__pycache__/a.pyc"], "no business with"),
+        (1, GOOD[:-1], "0 compiled modules, not 1"),
     ],
 )
 def test_a_wrong_wheel_is_told_what_is_wrong(size: int, names: list[str], message: str) -> None:
     [fault] = check_wheel.faults(size, names)
     assert message in fault
+
+
+def test_a_wheel_made_without_a_compiler_holds_no_kernels() -> None:
+    assert check_wheel.faults(1, GOOD[:-1], kernels=0) == []
+    assert check_wheel.faults(1, GOOD, kernels=0) == ["the wheel has 1 compiled modules, not 0"]
 
 
 def test_ci_is_a_program_that_stops_at_the_first_failure() -> None:

@@ -52,7 +52,7 @@ def doctor(
         "torch": _torch_report(torch, settings),
         "hub": {"cache": str(constants.HF_HUB_CACHE), "offline": settings.offline},
         "kernels": _kernels_report(kernels),
-        "operations": _operations(torch, kernels, why_none),
+        "operations": _operations(torch, kernels, why_none, settings.kernels),
         "fits": [
             dataclasses.asdict(fit) for fit in what_fits(machine, kernels=kernels is not None)
         ],
@@ -115,12 +115,18 @@ def onednn_bfloat16(torch: ModuleType) -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def _operations(torch: ModuleType, kernels: Kernels | None, why: str) -> list[dict[str, str]]:
-    """What serves each operation, and why that; `why` there are no `kernels`, if so."""
+def _operations(
+    torch: ModuleType, kernels: Kernels | None, why: str, asked: str
+) -> list[dict[str, str]]:
+    """What serves each operation, and why that.
+
+    `why` there are no `kernels`, if so; `asked` is the setting that chose them.
+    """
     if kernels is not None:
         ours = (f"kernels, {kernels.name}", "the best this processor runs, unless told otherwise")
         rows = [(name, *ours) for name in _BY_KERNELS]
-        rows.append(("all of float32 by name", "torch", "its bits are the reference's"))
+        if asked == "auto":
+            rows.append(("all of float32 by name", "torch", "its bits are the reference's"))
     else:
         rows = [(name, *_products(torch)) for name in _PRODUCTS]
         rows += [(name, "torch", why) for name in _BY_KERNELS if name not in _PRODUCTS]

@@ -60,7 +60,7 @@ def test_an_interrupt_ends_an_answer_in_silence(tiny: Path, times: int) -> None:
         told = program.communicate(timeout=300)
     finally:
         program.kill()
-    # One that comes while the interpreter ends finds no handler any more: the signal itself ends it.
+    # One that comes while the interpreter ends finds no handler: the signal itself ends it.
     assert program.returncode in (INTERRUPTED, -signal.SIGINT)
     assert told == ("", "")
     end = time.monotonic() + 60

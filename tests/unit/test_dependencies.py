@@ -15,7 +15,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 EXTRAS = PROJECT["optional-dependencies"]
 # Where the name to import is not the name to install.
 INSTALLED_AS = {"PIL": "pillow"}
-HOME = {"sfumato", "tests", "scripts"}
+HOME = {"sfumato", "tests", "scripts", "benchmarks"}
 
 
 def _names(requirements: list[str]) -> set[str]:

@@ -4,8 +4,8 @@
 
 Both are derived by the operations that `Attention.project` applies, to the bit but where torch
 computes an inverse root with other instructions at a tensor's end (an ulp, rarely). One key-value
-head comes after another: what exists besides the cache is one head's keys and values, of the released model
-at 262,144 positions 0.54 GB, and pieces of a few hundred positions in fp32.
+head comes after another: what exists besides the cache is one head's keys and values, of the
+released model at 262,144 positions 0.54 GB, and pieces of a few hundred positions in fp32.
 """
 
 from __future__ import annotations

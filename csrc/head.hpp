@@ -278,31 +278,13 @@ inline void soft_of(const Soft& job, const typename Kind::Activation* x, int64_t
 
 // A head and its soft embeddings must take the same way through the tiles: their bits must agree.
 inline void head(const Head& job) {
-    if (paired(job.x, job.weight)) {
-        head_of<PairRows>(job, (const uint32_t*)job.x.data, job.x.stride / 2);
-        return;
-    }
-    int64_t lda = 0;
-    float* room = job.x.bf16 ? (float*)scratch(0, sizeof(float) * job.x.count * job.x.width) : nullptr;
-    const float* x = as_floats(job.x, 0, job.x.count, room, &lda);
-    if (job.weight.format == Format::f32_rows)
-        head_of<FloatWeights>(job, x, lda);
-    else
-        head_of<FloatRows>(job, x, lda);
+    with_rows(job.x, job.weight,
+              [&]<class Kind>(const typename Kind::Activation* x, int64_t lda) { head_of<Kind>(job, x, lda); });
 }
 
 inline void soft(const Soft& job) {
-    if (paired(job.x, job.weight)) {
-        soft_of<PairRows>(job, (const uint32_t*)job.x.data, job.x.stride / 2);
-        return;
-    }
-    int64_t lda = 0;
-    float* room = job.x.bf16 ? (float*)scratch(0, sizeof(float) * job.x.count * job.x.width) : nullptr;
-    const float* x = as_floats(job.x, 0, job.x.count, room, &lda);
-    if (job.weight.format == Format::f32_rows)
-        soft_of<FloatWeights>(job, x, lda);
-    else
-        soft_of<FloatRows>(job, x, lda);
+    with_rows(job.x, job.weight,
+              [&]<class Kind>(const typename Kind::Activation* x, int64_t lda) { soft_of<Kind>(job, x, lda); });
 }
 
 }  // namespace sfumato::SFUMATO_ISA

@@ -46,17 +46,8 @@ inline void linear_groups(const Linear& job, const typename Kind::Activation* x,
 }
 
 inline void linear(const Linear& job) {
-    if (paired(job.x, job.weight)) {
-        linear_groups<PairRows>(job, (const uint32_t*)job.x.data, job.x.stride / 2);
-        return;
-    }
-    int64_t lda = 0;
-    float* room = job.x.bf16 ? (float*)scratch(0, sizeof(float) * job.x.count * job.x.width) : nullptr;
-    const float* x = as_floats(job.x, 0, job.x.count, room, &lda);
-    if (job.weight.format == Format::f32_rows)
-        linear_groups<FloatWeights>(job, x, lda);
-    else
-        linear_groups<FloatRows>(job, x, lda);
+    with_rows(job.x, job.weight,
+              [&]<class Kind>(const typename Kind::Activation* x, int64_t lda) { linear_groups<Kind>(job, x, lda); });
 }
 
 }  // namespace sfumato::SFUMATO_ISA

@@ -217,4 +217,21 @@ SFUMATO_INLINE bool paired(const Rows& x, const Matrix& w) {
     return kPairedActivations && x.bf16 && w.format != Format::f32_rows;
 }
 
+// Calls `work` with the rows of `x` as the kind that suits them and the weight takes them. Scratch slot 0
+// holds them if they had to be widened.
+template <class Work>
+inline void with_rows(const Rows& x, const Matrix& w, const Work& work) {
+    if (paired(x, w)) {
+        work.template operator()<PairRows>((const uint32_t*)x.data, x.stride / 2);
+        return;
+    }
+    int64_t lda = 0;
+    float* room = x.bf16 ? (float*)scratch(0, sizeof(float) * x.count * x.width) : nullptr;
+    const float* floats = as_floats(x, 0, x.count, room, &lda);
+    if (w.format == Format::f32_rows)
+        work.template operator()<FloatWeights>(floats, lda);
+    else
+        work.template operator()<FloatRows>(floats, lda);
+}
+
 }  // namespace sfumato::SFUMATO_ISA

@@ -28,11 +28,11 @@ def holes(mixture: Mixture, progress: float) -> list[int]:
 @pytest.mark.parametrize("family", ["sudoku", "text"])
 def test_a_batch_needs_no_history(bank: Bytes, family: str) -> None:
     first, second = Mixture(None, 1, bank), Mixture(None, 1, bank)
-    wanted = {step: first.batch(step, family, 8) for step in range(6)}  # type: ignore[arg-type]
+    wanted = {step: first.batch(step, family, 8) for step in range(6)}
     for step in (5, 0, 3):
-        assert second.batch(step, family, 8) == wanted[step]  # type: ignore[arg-type]
+        assert second.batch(step, family, 8) == wanted[step]
     assert len({e.prompt for batch in wanted.values() for e in batch}) >= 46
-    other = Mixture(None, 2, bank).batch(3, family, 8)  # type: ignore[arg-type]
+    other = Mixture(None, 2, bank).batch(3, family, 8)
     assert other != wanted[3]
 
 
@@ -90,11 +90,22 @@ def test_progress_is_a_share(progress: float) -> None:
         HoleCurriculum().draw(np.random.default_rng(0), progress, 1)
 
 
+def test_one_task_alone_can_be_a_source(bank: Bytes) -> None:
+    mixture = Mixture({"dates": 1.0}, 1, bank)
+    puzzles = mixture.batch(3, "sudoku:41-44", 64, 0.0)
+    holes = [example.detail["holes"] for example in puzzles]
+    assert {example.task for example in puzzles} == {"sudoku"}
+    assert set(holes) == {41, 42, 43, 44}
+    assert [e.task for e in mixture.batch(3, "units", 5)] == ["units"] * 5  # whatever the weights
+
+
 def test_what_cannot_be_mixed_is_an_error() -> None:
     with pytest.raises(InputError, match="no Sudoku bank"):
         Mixture(None, 1).batch(0, "sudoku", 2)
-    with pytest.raises(InputError, match="no family 'images'"):
-        Mixture(None, 1).batch(0, "images", 2)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="no Sudoku bank"):
+        Mixture(None, 1).batch(0, "sudoku:41-50", 2)
+    with pytest.raises(InputError, match="no task 'images'"):
+        Mixture(None, 1).batch(0, "images", 2)
     with pytest.raises(InputError, match="no task 'poems'"):
         Mixture({"poems": 1.0}, 1)
     for weights in ({}, {"dates": 0.0}, {"dates": -1.0, "json": 2.0}):

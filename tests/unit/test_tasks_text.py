@@ -276,6 +276,18 @@ def test_conversions_are_exact_by_fractions(split: Split) -> None:
     assert seen == {(c.source, c.target) for c in units.CONVERSIONS}
 
 
+def test_tables_come_up_more_often_in_training() -> None:
+    tables = {f"{c.source}-{c.target}" for c in units.CONVERSIONS if c.most}
+    shares: dict[str, float] = {}
+    splits: tuple[Split, ...] = ("train", "heldout")
+    for split in splits:
+        pairs = [task("units").example(5, i, split).detail["pair"] for i in range(1500)]
+        shares[split] = sum(pair in tables for pair in pairs) / len(pairs)
+    weight = sum(c.weight for c in units.CONVERSIONS if c.most)  # against 12 powers of ten
+    assert shares["heldout"] == pytest.approx(weight / (weight + 12), abs=0.04)
+    assert shares["train"] == pytest.approx(2 * weight / (2 * weight + 12), abs=0.04)
+
+
 def test_unit_wordings_name_value_and_target() -> None:
     assert len(set(units.WORDINGS)) >= 20
     assert all("{v}" in w and "{t}" in w for w in units.WORDINGS)

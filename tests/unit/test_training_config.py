@@ -75,6 +75,7 @@ def test_mistakes_are_named(tmp_path: Path, changes: dict[str, Any], message: st
     ("changes", "message"),
     [
         ({"source": "poems"}, r"family\[0\].source is 'poems'"),
+        ({"source": "sudoku:50-41"}, r"family\[0\].source is 'sudoku:50-41'.* cannot be made"),
         ({"canvas_width": 13}, r"family\[0\].canvas_width is more than model.canvas_length, 12"),
         ({"stream_width": 23}, r"family\[0\].stream_width is less than prompt_width"),
         ({"stream_width": 4090}, r"family\[0\].stream_width leaves no room"),

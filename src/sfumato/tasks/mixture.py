@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from sfumato.errors import InputError
-from sfumato.tasks.base import Example
+from sfumato.tasks.base import Example, Task
 from sfumato.tasks.registry import task
-from sfumato.tasks.sudoku import Bytes, sample_batch, sudoku_example, text_of
+from sfumato.tasks.sudoku import Bytes, Sudoku, sample_batch, sudoku_example, text_of
 
-Family = Literal["sudoku", "text"]
 TEXT_WEIGHTS: dict[str, float] = {
     "dates": 0.12,
     "numbers": 0.15,
@@ -62,25 +60,36 @@ class Mixture:
         self.bank = sudoku_bank
         self.curriculum = curriculum or HoleCurriculum()
 
-    def batch(self, step: int, family: Family, size: int, progress: float = 1.0) -> list[Example]:
-        """`size` examples of training step `step`; `progress` moves the Sudoku curriculum only."""
-        if family == "sudoku":
-            return self._sudoku(step, size, progress)
-        if family == "text":
-            return self._text(step, size)
-        raise InputError(f"there is no family {family!r}", hint="families: sudoku, text")
+    def batch(self, step: int, source: str, size: int, progress: float = 1.0) -> list[Example]:
+        """`size` examples of training step `step`; `progress` moves the Sudoku curriculum only.
 
-    def _sudoku(self, step: int, size: int, progress: float) -> list[Example]:
+        `source` is "sudoku" (holes by the curriculum), "text" (all tasks of the weights) or the
+        name of one task.
+        """
+        if source == "text":
+            return self._text(step, size, self.tasks, list(self.weights.values()))
+        if source == "sudoku":
+            return self._sudoku(step, size, lambda rng: self.curriculum.draw(rng, progress, size))
+        chosen = task(source)
+        if not isinstance(chosen, Sudoku):
+            return self._text(step, size, [chosen], [1.0])
+        low, high = chosen.fewest, chosen.most
+        return self._sudoku(step, size, lambda rng: rng.integers(low, high + 1, size=size))
+
+    def _sudoku(
+        self, step: int, size: int, draw: Callable[[np.random.Generator], np.ndarray]
+    ) -> list[Example]:
         if self.bank is None:
             raise InputError("this mixture has no Sudoku bank", hint="pass one from build_bank")
         numpy_rng = np.random.default_rng([self.seed, step])
         rng = random.Random(f"{self.seed}:mixture:sudoku:{step}")
-        holes = self.curriculum.draw(numpy_rng, progress, size)
-        puzzles, solutions = sample_batch(self.bank, numpy_rng, holes)
+        puzzles, solutions = sample_batch(self.bank, numpy_rng, draw(numpy_rng))
         pairs = zip(puzzles, solutions, strict=True)
         return [sudoku_example(rng, text_of(p), text_of(s)) for p, s in pairs]
 
-    def _text(self, step: int, size: int) -> list[Example]:
+    def _text(
+        self, step: int, size: int, tasks: Sequence[Task], weights: Sequence[float]
+    ) -> list[Example]:
         rng = random.Random(f"{self.seed}:mixture:text:{step}")
-        chosen = rng.choices(self.tasks, list(self.weights.values()), k=size)
+        chosen = rng.choices(tasks, weights, k=size)
         return [t.example(self.seed, rng.getrandbits(62), "train") for t in chosen]

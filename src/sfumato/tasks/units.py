@@ -83,6 +83,7 @@ CONVERSIONS = (
     Conversion("items", "dozen", _D(1) / _D(12), 99, _D(12)),
     Conversion("in", "cm", _D("2.54"), 99, weight=1.4),
 )
+TABLES_IN_TRAINING = 2.0  # what is learnt by heart comes up twice as often as in the held-out set
 WORDINGS = (
     "Convert {v} to {t}",
     "Convert {v} to {t}.",
@@ -175,7 +176,9 @@ class Conversions:
     def example(self, seed: int, index: int, split: Split = "train") -> Example:
         """A conversion, its value and its wording."""
         rng = generator(self.name, seed, index, split)
-        conversion = rng.choices(CONVERSIONS, [c.weight for c in CONVERSIONS])[0]
+        tables = TABLES_IN_TRAINING if split == "train" else 1.0
+        weights = [c.weight * (tables if c.most else 1.0) for c in CONVERSIONS]
+        conversion = rng.choices(CONVERSIONS, weights)[0]
         while True:
             value = _value(rng, conversion)
             prompt = _sentence(rng, conversion, value)

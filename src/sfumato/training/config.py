@@ -9,7 +9,8 @@ from typing import Any
 
 from sfumato.config.fields import Fields, short
 from sfumato.config.model import LayerConfig, ModelConfig, RopeConfig, TextConfig
-from sfumato.errors import ConfigError
+from sfumato.errors import ConfigError, InputError
+from sfumato.tasks.registry import task
 
 PRECISIONS = ("bfloat16", "float32")
 MOST_TOKENS = 1 << 20
@@ -95,7 +96,8 @@ class DataConfig:
 class FamilyConfig:
     """One micro-batch of every step: `rows` prompts with `canvases` noisy canvases each.
 
-    `source` is "sudoku", "text" or a .jsonl file of {"prompt", "answer"}. Prompts take at most
+    `source` is "sudoku", "sudoku:LOW-HIGH" (so many holes throughout), "text", the name of one
+    text task or a .jsonl file of {"prompt", "answer"}. Prompts take at most
     `prompt_width`, prompt and clean answer together `stream_width`; canvases are cut to
     `canvas_width`. Compiled, all are padded to that, so that a step is compiled once. Examples that
     do not fit are refused, or with `fitting_only` passed over: of `candidates` for each row the
@@ -331,9 +333,12 @@ def _check_family(top: Fields, index: int, family: FamilyConfig, model: ModelSha
     def error(name: str, problem: str) -> ConfigError:
         return top.error(f"family[{index}].{name}", problem)
 
-    known = family.source in ("sudoku", "text") or family.source.endswith(".jsonl")
-    if not known:
-        raise error("source", f'is {short(family.source)}, not "sudoku", "text" or a .jsonl file')
+    if not (family.source == "text" or family.source.endswith(".jsonl")):
+        try:
+            task(family.source)
+        except InputError as problem:
+            what = f'is {short(family.source)}, not "text", a task or a .jsonl file'
+            raise error("source", f"{what}: {problem}") from problem
     if family.canvas_width > model.canvas_length:
         raise error("canvas_width", f"is more than model.canvas_length, {model.canvas_length}")
     if family.stream_width < family.prompt_width:

@@ -65,6 +65,10 @@ class PromptForm:
         return [*self.tokenizer.encode_text(text), self.turn_end]
 
 
+def _is_sudoku(source: str) -> bool:
+    return source.split(":")[0] == "sudoku"
+
+
 @dataclass(frozen=True)
 class Piece:
     """One canvas of one example: what stands before it, and the clean tokens that fill it."""
@@ -102,7 +106,7 @@ class Data:
     def mixture(self) -> Mixture:
         """The tasks' mixture, with the Sudoku grids if a family needs them."""
         data, bank = self.config.data, None
-        if any(family.source == "sudoku" for family in self.config.families):
+        if any(_is_sudoku(family.source) for family in self.config.families):
             path = Path(data.sudoku_bank) if data.sudoku_bank else self._run_dir / "sudoku.npy"
             bank = cached_bank(path, self.config.seed, data.sudoku_grids)
         curriculum = HoleCurriculum(data.sudoku_ramp, data.sudoku_hard)
@@ -110,7 +114,7 @@ class Data:
 
     def prepare(self) -> None:
         """Make now what the first batches would: several workers may ask for it at once."""
-        if any(family.source in ("sudoku", "text") for family in self.config.families):
+        if not all(family.source.endswith(".jsonl") for family in self.config.families):
             _ = self.mixture
         for family in self.config.families:
             if family.source.endswith(".jsonl"):
@@ -168,9 +172,7 @@ class Data:
             return self._from_file(family.source, step, count)
         progress = min(1.0, step / self.config.max_steps)
         place = step + index * _DIFFERENT
-        if family.source == "sudoku":
-            return self.mixture.batch(place, "sudoku", count, progress)
-        return self.mixture.batch(place, "text", count)
+        return self.mixture.batch(place, family.source, count, progress)
 
     def _from_file(self, source: str, step: int, count: int) -> list[Example]:
         """The next `count` examples of a file, in an order shuffled anew for every epoch."""

@@ -69,15 +69,15 @@ class Mixture:
         if source == "text":
             return self._text(step, size, self.tasks, list(self.weights.values()))
         if source == "sudoku":
-            return self._sudoku(step, size, lambda rng: self.curriculum.draw(rng, progress, size))
+            return self._sudoku(step, lambda rng: self.curriculum.draw(rng, progress, size))
         chosen = task(source)
         if not isinstance(chosen, Sudoku):
             return self._text(step, size, [chosen], [1.0])
         low, high = chosen.fewest, chosen.most
-        return self._sudoku(step, size, lambda rng: rng.integers(low, high + 1, size=size))
+        return self._sudoku(step, lambda rng: rng.integers(low, high + 1, size=size))
 
     def _sudoku(
-        self, step: int, size: int, draw: Callable[[np.random.Generator], np.ndarray]
+        self, step: int, draw: Callable[[np.random.Generator], np.ndarray]
     ) -> list[Example]:
         if self.bank is None:
             raise InputError("this mixture has no Sudoku bank", hint="pass one from build_bank")

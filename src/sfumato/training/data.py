@@ -66,7 +66,7 @@ class PromptForm:
 
 
 def _is_sudoku(source: str) -> bool:
-    return source.split(":")[0] == "sudoku"
+    return source == "sudoku" or source.startswith("sudoku:")
 
 
 @dataclass(frozen=True)

@@ -181,4 +181,29 @@ inline void need_gated(const Weight& weight) {
     need(!rows || weight.values, "a gated weight in rows needs its values");
 }
 
+// Whether a way up and a way down belong together.
+inline void need_experts(const Weight& gate_up, const Weight& down) {
+    need(!down.values, "down has no values");
+    need_gated(gate_up);
+    need(down.experts == gate_up.experts, "gate_up and down must have as many experts");
+    need(gate_up.first.n == 2 * down.first.k && down.first.k % 16 == 0, "gate_up and down do not fit");
+    need((gate_up.first.format == Format::f32_rows) == (down.first.format == Format::f32_rows),
+         "gate_up and down must both be fp32 or neither");
+}
+
+// The weights' part of a task for the experts.
+inline Experts experts_job(const Weight& gate_up, const Weight& down) {
+    Experts job = {};
+    job.experts = gate_up.experts;
+    job.gate_up = gate_up.first;
+    job.down = down.first;
+    job.gate_up_step = gate_up.step;
+    job.down_step = down.step;
+    job.gate_up_scales = gate_up.scales_step;
+    job.down_scales = down.scales_step;
+    job.gate_up_scale = gate_up.all_scales();
+    job.down_scale = down.all_scales();
+    return job;
+}
+
 }  // namespace sfumato

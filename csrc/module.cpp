@@ -11,7 +11,7 @@
 #include <tuple>
 #include <vector>
 
-#include "arguments.hpp"
+#include "layer.hpp"
 
 using namespace sfumato;
 
@@ -44,29 +44,15 @@ void run_linear(const std::string& set, const Array& x, const Weight& weight, co
 void run_experts(const std::string& set, const Array& x, const Array& chosen, const Array& shares,
                  const Weight& gate_up, const Weight& down, const Array& out, int threads) {
     need(chosen.ndim() == 2, "chosen must have two dimensions");
-    Experts job;
+    need_experts(gate_up, down);
+    Experts job = experts_job(gate_up, down);
     job.x = rows_of(x, "x", gate_up.first.k);
     job.out = rows_of(out, "out", down.first.n);
     job.slots = (int64_t)chosen.shape(1);
     need(job.slots > 0, "each row needs a slot");
     job.chosen = table_of<int64_t>(chosen, "chosen", job.x.count, job.slots);
     job.shares = table_of<float>(shares, "shares", job.x.count, job.slots);
-    job.experts = gate_up.experts;
-    job.gate_up = gate_up.first;
-    job.down = down.first;
-    job.gate_up_step = gate_up.step;
-    job.down_step = down.step;
-    job.gate_up_scales = gate_up.scales_step;
-    job.down_scales = down.scales_step;
-    job.gate_up_scale = gate_up.all_scales();
-    job.down_scale = down.all_scales();
     job.threads = threads_of(threads);
-    need(!down.values, "down has no values");
-    need_gated(gate_up);
-    need(down.experts == job.experts, "gate_up and down must have as many experts");
-    need(job.gate_up.n == 2 * job.down.k && job.down.k % 16 == 0, "gate_up and down do not fit");
-    need((job.gate_up.format == Format::f32_rows) == (job.down.format == Format::f32_rows),
-         "gate_up and down must both be fp32 or neither");
     need(job.x.count == job.out.count, "x and out must have as many rows");
     for (int64_t i = 0; i < job.x.count * job.slots; i++)
         need(job.chosen[i] >= 0 && job.chosen[i] < job.experts, "chosen names an expert that is not there");
@@ -269,6 +255,16 @@ NB_MODULE(_kernels, module) {
         .def_prop_ro("n", [](const Weight& w) { return w.first.n; })
         .def_prop_ro("k", [](const Weight& w) { return w.first.k; })
         .def_prop_ro("experts", [](const Weight& w) { return w.experts; });
+    nb::class_<Layer>(module, "Layer")
+        .def(nb::init<std::vector<Array>, std::vector<float>, nb::list, Array, int64_t, int64_t>(),
+             nb::arg("gains"), nb::arg("eps"), nb::arg("weights"), nb::arg("expert_scales"),
+             nb::arg("head_dim"), nb::arg("slots"))
+        .def("room", &Layer::room, nb::arg("rows"), nb::arg("size"))
+        .def("project", &Layer::project, nb::arg("set"), nb::arg("x"), nb::arg("cosines"), nb::arg("sines"),
+             nb::arg("queries"), nb::arg("keys"), nb::arg("values"), nb::arg("raw").none(), nb::arg("room"),
+             nb::arg("threads"))
+        .def("finish", &Layer::finish, nb::arg("set"), nb::arg("x"), nb::arg("mixed"), nb::arg("scale"),
+             nb::arg("out"), nb::arg("room"), nb::arg("threads"));
     module.def("instruction_sets", instruction_sets);
     module.def("linear", run_linear, nb::arg("set"), nb::arg("x"), nb::arg("weight"), nb::arg("out"),
                nb::arg("gated"), nb::arg("threads"));

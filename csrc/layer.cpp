@@ -1,0 +1,226 @@
+#include "layer.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+namespace sfumato {
+
+namespace {
+
+constexpr int64_t kExpertRows = 512;  // rows that go through the experts at once, as in ops/experts.py
+constexpr int kGains = 10, kWeights = 9;
+
+int64_t padded(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+Rows rows_at(void* data, bool bf16, int64_t count, int64_t width) { return {data, bf16, count, width, width}; }
+
+// Scores as the router takes them: fp32, whatever the activations are.
+const float* wide_scores(const Rows& scores, float* room) {
+    if (!scores.bf16) return (const float*)scores.data;
+    for (int64_t i = 0; i < scores.count * scores.width; i++) {
+        const uint32_t bits = (uint32_t)((const uint16_t*)scores.data)[i] << 16;
+        memcpy(room + i, &bits, 4);
+    }
+    return room;
+}
+
+Rows part_of(const Rows& rows, int64_t begin, int64_t count) {
+    Rows part = rows;
+    part.data = (char*)rows.data + begin * rows.stride * (rows.bf16 ? 2 : 4);
+    part.count = count;
+    return part;
+}
+
+}  // namespace
+
+void* Layer::Room::take(int64_t bytes) {
+    void* given = at;
+    at += padded(bytes);
+    left -= padded(bytes);
+    need(left >= 0, "room is too small");
+    return given;
+}
+
+Layer::Layer(std::vector<Array> gains, std::vector<float> eps, nb::list weights, Array expert_scales,
+             int64_t head_dim, int64_t slots)
+    : held_(std::move(gains)), objects_(std::move(weights)), scales_(std::move(expert_scales)),
+      head_dim_(head_dim), slots_(slots) {
+    need(held_.size() == kGains && eps.size() == kGains, "a layer has ten norms");
+    need(nb::len(objects_) == kWeights, "a layer has nine weights, one of which may be None");
+    for (size_t i = 0; i < kWeights; i++) {
+        nb::object one = objects_[i];
+        weights_.push_back(one.is_none() ? nullptr : nb::cast<const Weight*>(one));
+        need(weights_[i] || i == kV, "only the values' weight may be None");
+    }
+    hidden_ = weights_[kQ]->first.k;
+    for (int i = 0; i < kGains; i++) {
+        const bool head = i == kQueries || i == kKeys;
+        gains_.push_back({vector_of<float>(held_[i], "gain", head ? head_dim : hidden_), eps[i]});
+    }
+    for (int i : {kQ, kK, kV, kO, kUp, kDown, kRoute})
+        need(!weights_[i] || weights_[i]->experts == 1, "a linear map has one matrix");
+    for (int i : {kQ, kK, kV, kUp, kRoute, kExpertsUp})
+        need(!weights_[i] || weights_[i]->first.k == hidden_, "a weight does not take the layer's input");
+    for (int i : {kO, kDown, kExpertsDown})
+        need(weights_[i]->first.n == hidden_, "a weight does not give the layer's output");
+    for (int i : {kQ, kK, kV, kO, kDown, kRoute, kExpertsDown})
+        need(!weights_[i] || !weights_[i]->values, "a weight with values is a gated one");
+    for (int i : {kUp, kExpertsUp}) need_gated(*weights_[i]);
+    need(weights_[kUp]->first.n == 2 * weights_[kDown]->first.k, "the dense MLP's weights do not fit");
+    need(head_dim > 0 && head_dim % 2 == 0, "heads must have an even size");
+    for (int i : {kQ, kK}) need(width_of(i) % head_dim == 0, "projections must be whole heads");
+    need(!weights_[kV] || width_of(kV) == width_of(kK), "values must be as wide as keys");
+    need(weights_[kO]->first.k == width_of(kQ), "the output's weight does not take all heads");
+    need_experts(*weights_[kExpertsUp], *weights_[kExpertsDown]);
+    need(width_of(kRoute) == weights_[kExpertsUp]->experts, "the router scores other experts");
+    need(slots > 0 && slots <= width_of(kRoute), "there are fewer experts than slots");
+    expert_scales_ = vector_of<float>(scales_, "expert_scales", width_of(kRoute));
+}
+
+int64_t Layer::room(int64_t rows, int64_t size) const {
+    const int64_t inner = weights_[kDown]->first.k, scores = width_of(kRoute);
+    const int64_t before = padded(rows * hidden_ * size) + padded(rows * width_of(kQ) * size) +
+                           2 * padded(rows * width_of(kK) * size);
+    const int64_t behind = 4 * padded(rows * hidden_ * size) + padded(rows * inner * size) +
+                           padded(rows * scores * size) + padded(rows * scores * 4) +
+                           padded(rows * slots_ * 8) + padded(rows * slots_ * 4);
+    return std::max(before, behind);
+}
+
+void Layer::norm(const Kernels& kernels, int gain, const Rows& x, const Rows& residual, float scale,
+                 const Rows& out, int threads) const {
+    const Gain& own = gains_[gain];
+    kernels.norm({x, own.weight, residual, own.eps, scale, out, threads});
+}
+
+void Layer::linear(const Kernels& kernels, int weight, const Rows& x, const Rows& out, bool gated,
+                   int threads) const {
+    kernels.linear({x, weights_[weight]->first, out, gated, threads});
+}
+
+void Layer::heads(const Kernels& kernels, const void* x, bool bf16, const Array& out, const Gain& gain,
+                  const float* cosines, const float* sines, int threads) const {
+    Heads job = {};
+    job.x = x;
+    job.bf16 = bf16;
+    job.batch = (int64_t)out.shape(0);
+    job.heads = (int64_t)out.shape(1);
+    job.positions = (int64_t)out.shape(2);
+    job.dim = head_dim_;
+    job.stride = job.heads * job.dim;
+    job.weight = gain.weight;
+    job.cosines = cosines;
+    job.sines = sines;
+    job.eps = gain.eps;
+    job.out = const_cast<void*>(out.data());
+    job.threads = threads;
+    kernels.heads(job);
+}
+
+void Layer::project(const std::string& set, const Array& x, const Array& cosines, const Array& sines,
+                    const Array& queries, const Array& keys, const Array& values,
+                    const std::optional<Array>& raw, const Array& room_, int threads) const {
+    const Rows in = rows_of(x, "x", hidden_);
+    for (const Array* one : {&queries, &keys, &values}) {
+        need(one->ndim() == 4 && one->dtype() == x.dtype() && (int64_t)one->shape(3) == head_dim_,
+             "queries, keys and values must be [batch, heads, positions, dim] of x's dtype");
+        need((int64_t)(one->shape(0) * one->shape(2)) == in.count && one->shape(0) == queries.shape(0),
+             "queries, keys and values must have x's positions");
+        need_contiguous(*one, "queries, keys and values");
+    }
+    need((int64_t)queries.shape(1) * head_dim_ == width_of(kQ), "queries have other heads");
+    need((int64_t)keys.shape(1) * head_dim_ == width_of(kK) && values.shape(1) == keys.shape(1),
+         "keys have other heads");
+    need(raw.has_value() == !weights_[kV], "raw keys are given where they serve as values");
+    Rows raw_keys = {};
+    if (raw) {
+        raw_keys = rows_of(*raw, "raw", width_of(kK));
+        need(raw_keys.count == in.count && raw->dtype() == x.dtype(), "raw must be like x");
+        need_contiguous(*raw, "raw");
+    }
+    const float* cos = table_of<float>(cosines, "cosines", in.count, head_dim_);
+    const float* sin = table_of<float>(sines, "sines", in.count, head_dim_);
+    need_pairs(in, weights_[kQ]->first);
+    const int64_t size = in.bf16 ? 2 : 4, rows = in.count;
+    Room room = {(char*)const_cast<void*>(room_.data()), (int64_t)room_.nbytes()};
+    threads_of(threads);
+    const Kernels& kernels = set_of(set);
+    nb::gil_scoped_release free;
+    if (rows == 0) return;
+    const Rows normed = rows_at(room.take(rows * hidden_ * size), in.bf16, rows, hidden_);
+    norm(kernels, kInput, in, {}, 1.0f, normed, threads);
+    const int64_t wide = width_of(kQ), narrow = width_of(kK);
+    const Rows q = rows_at(room.take(rows * wide * size), in.bf16, rows, wide);
+    linear(kernels, kQ, normed, q, false, threads);
+    heads(kernels, q.data, in.bf16, queries, gains_[kQueries], cos, sin, threads);
+    const Rows k = raw ? raw_keys : rows_at(room.take(rows * narrow * size), in.bf16, rows, narrow);
+    linear(kernels, kK, normed, k, false, threads);
+    heads(kernels, k.data, in.bf16, keys, gains_[kKeys], cos, sin, threads);
+    Rows v = k;
+    if (!raw) {
+        v = rows_at(room.take(rows * narrow * size), in.bf16, rows, narrow);
+        linear(kernels, kV, normed, v, false, threads);
+    }
+    heads(kernels, v.data, in.bf16, values, {nullptr, gains_[kKeys].eps}, nullptr, nullptr, threads);
+}
+
+void Layer::finish(const std::string& set, const Array& x, const Array& mixed, float scale,
+                   const Array& out, const Array& room_, int threads) const {
+    const Rows in = rows_of(x, "x", hidden_), to = rows_of(out, "out", hidden_);
+    const Rows heads = rows_of(mixed, "mixed", width_of(kQ));
+    need(heads.count == in.count && to.count == in.count, "x, mixed and out must have as many rows");
+    need(mixed.dtype() == x.dtype() && out.dtype() == x.dtype(), "x, mixed and out must be of one dtype");
+    need_pairs(heads, weights_[kO]->first);
+    const int64_t size = in.bf16 ? 2 : 4, rows = in.count;
+    Room room = {(char*)const_cast<void*>(room_.data()), (int64_t)room_.nbytes()};
+    threads_of(threads);
+    const Kernels& kernels = set_of(set);
+    nb::gil_scoped_release free;
+    if (rows == 0) return;
+    const Rows middle = rows_at(room.take(rows * hidden_ * size), in.bf16, rows, hidden_);
+    linear(kernels, kO, heads, middle, false, threads);
+    norm(kernels, kAttended, middle, in, 1.0f, middle, threads);
+    feed_forward(kernels, middle, to, room, scale, threads);
+}
+
+void Layer::feed_forward(const Kernels& kernels, const Rows& x, const Rows& out, Room& room, float scale,
+                         int threads) const {
+    const int64_t rows = x.count, size = x.bf16 ? 2 : 4, inner = weights_[kDown]->first.k;
+    const int64_t many = width_of(kRoute);
+    const Rows normed = rows_at(room.take(rows * hidden_ * size), x.bf16, rows, hidden_);
+    const Rows dense = rows_at(room.take(rows * hidden_ * size), x.bf16, rows, hidden_);
+    const Rows mixed = rows_at(room.take(rows * hidden_ * size), x.bf16, rows, hidden_);
+    const Rows active = rows_at(room.take(rows * inner * size), x.bf16, rows, inner);
+    norm(kernels, kDenseIn, x, {}, 1.0f, normed, threads);
+    linear(kernels, kUp, normed, active, true, threads);
+    linear(kernels, kDown, active, dense, false, threads);
+    norm(kernels, kDenseOut, dense, {}, 1.0f, dense, threads);
+    const Rows scores = rows_at(room.take(rows * many * size), x.bf16, rows, many);
+    float* wide = (float*)room.take(rows * many * 4);
+    int64_t* chosen = (int64_t*)room.take(rows * slots_ * 8);
+    float* shares = (float*)room.take(rows * slots_ * 4);
+    norm(kernels, kRouter, x, {}, 1.0f, normed, threads);
+    linear(kernels, kRoute, normed, scores, false, threads);
+    kernels.route({wide_scores(scores, wide), expert_scales_, rows, many, slots_, chosen, shares});
+    norm(kernels, kExpertsIn, x, {}, 1.0f, normed, threads);
+    experts(kernels, normed, chosen, shares, mixed, threads);
+    norm(kernels, kExpertsOut, mixed, dense, 1.0f, mixed, threads);
+    norm(kernels, kOut, mixed, x, scale, out, threads);
+}
+
+void Layer::experts(const Kernels& kernels, const Rows& x, const int64_t* chosen, const float* shares,
+                    const Rows& out, int threads) const {
+    for (int64_t begin = 0; begin < x.count; begin += kExpertRows) {
+        const int64_t count = std::min(kExpertRows, x.count - begin);
+        Experts job = experts_job(*weights_[kExpertsUp], *weights_[kExpertsDown]);
+        job.x = part_of(x, begin, count);
+        job.out = part_of(out, begin, count);
+        job.chosen = chosen + begin * slots_;
+        job.shares = shares + begin * slots_;
+        job.slots = slots_;
+        job.threads = threads;
+        kernels.experts(job);
+    }
+}
+
+}  // namespace sfumato

@@ -1,0 +1,79 @@
+"""A layer in two calls of compiled code is the layer composed of single kernels, to the bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sfumato.api import load
+from sfumato.model.diffusion_gemma import DiffusionGemma
+from sfumato.model.fast_layer import FastLayer
+from sfumato.ops.kernels import Kernels
+from sfumato.weights.export import export
+from tests.helpers import randomise
+from tests.unit.nvfp4_checkpoints import quantisable_config, write_nvfp4
+
+IDS = torch.tensor([[5, 9, 11, 30, 7], [4, 8, 0, 0, 0]])
+REAL = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
+
+
+def write_plain(folder: Path) -> None:
+    config = quantisable_config()
+    network = DiffusionGemma(config)
+    randomise(network, 3)
+    export(network, config, folder)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stored", ["plain", "nvfp4"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_compiled_is_composed(
+    kernels: Kernels, tmp_path: Path, dtype: str, stored: str, threads: int
+) -> None:
+    if stored == "nvfp4":
+        write_nvfp4(tmp_path / "m")
+    else:
+        write_plain(tmp_path / "m")
+    model = load(tmp_path / "m", dtype, kernels=kernels.name)
+    network = model.network
+    canvas = torch.arange(6, 6 + 2 * model.config.canvas_length).view(2, -1) % 40
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = []
+        for composed in (False, True):
+            for layer in network.layers:
+                layer.fast = FastLayer(layer, kernels, composed=composed)
+                assert (layer.fast._native is None) == composed
+            with torch.inference_mode():
+                hidden, cache = network.encode_hidden(IDS, attention_mask=REAL)
+                found.append((hidden, network.denoise(canvas, cache)))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0][0].nan_to_num(7.0), found[1][0].nan_to_num(7.0))
+    assert torch.equal(found[0][1], found[1][1])
+
+
+def test_what_has_no_kernel_is_composed(kernels: Kernels, tmp_path: Path) -> None:
+    write_plain(tmp_path / "m")
+    network = load(tmp_path / "m", "float32", kernels=kernels.name).network
+    layer = network.layers[0]
+    layer.mlp.kernel = None
+    assert FastLayer(layer, kernels)._native is None
+
+
+def test_more_rows_than_experts_take_at_once(kernels: Kernels, tmp_path: Path) -> None:
+    write_plain(tmp_path / "m")
+    network = load(tmp_path / "m", "float32", kernels=kernels.name).network
+    layer = network.layers[0]
+    x = torch.randn(2, 300, network.config.text.hidden_size)
+    heads = layer.self_attn.q_proj.out_features // layer.self_attn.head_dim
+    mixed = torch.randn(2, 300, heads, layer.self_attn.head_dim).transpose(1, 2)
+    scalar = torch.tensor([0.7])
+    with torch.inference_mode():
+        whole = FastLayer(layer, kernels).finish(x, mixed, scalar)
+        assert torch.equal(whole, FastLayer(layer, kernels, composed=True).finish(x, mixed, scalar))
+        last = FastLayer(layer, kernels).finish(x[1:, -1:], mixed[1:, :, -1:], scalar)
+    assert torch.equal(whole[1, -1], last[0, 0])

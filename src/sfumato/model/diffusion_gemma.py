@@ -7,6 +7,7 @@ checkpoint, tied weights held once.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, cast
 
 import torch
@@ -27,6 +28,11 @@ from sfumato.ops.kernels import Kernels
 from sfumato.ops.linear import linear
 from sfumato.ops.weight import Weight, rows
 from sfumato.quant.nvfp4 import Nvfp4Tensor
+
+
+@functools.cache
+def _rounded_root(size: int, dtype: torch.dtype) -> float:
+    return float(torch.tensor(size**0.5).to(dtype))
 
 
 class Decoder(nn.Module):
@@ -175,16 +181,12 @@ class DiffusionGemma(nn.Module):
     def embed(self, ids: Tensor) -> Tensor:
         """Embeddings [..., D] of `ids`, times sqrt(D) rounded to the weights' dtype."""
         out: Tensor = self.model.decoder.embed_tokens(ids)
-        return out * self._embed_scale()
-
-    def _embed_scale(self) -> Tensor:
-        scale = torch.tensor(self.config.text.hidden_size**0.5, device=self.device)
-        return scale.to(self.dtype)
+        return out * self.embed_factor
 
     @property
     def embed_factor(self) -> float:
         """sqrt(D) rounded to the weights' dtype: what embeddings are multiplied by."""
-        return float(self._embed_scale())
+        return _rounded_root(self.config.text.hidden_size, self.dtype)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [..., V], fp32 and softcapped, of final hidden states [..., D]."""
@@ -295,7 +297,7 @@ class DiffusionGemma(nn.Module):
                 window = cache.window if cache.sliding[index] else None
                 slots = cache.slots(index, positions)
                 masks[layer.kind] = encode_mask(positions, slots, window, groups)
-            mixed = self._mix(cache, index, queries, fresh, pair, masks[layer.kind])
+            mixed = self._mix(layer, cache, index, queries, fresh, pair, masks[layer.kind])
             x = layer.finish(x, mixed, scalars[index])
         cache.append(positions)
         final: Tensor = self.model.decoder.norm(x)
@@ -333,7 +335,7 @@ class DiffusionGemma(nn.Module):
                 window = cache.window if cache.sliding[index] else None
                 slots = cache.slots(index, positions)[:, :-length]
                 masks[layer.kind] = denoise_mask(cache.next_position, slots, window, length)
-            mixed = self._mix(cache, index, queries, fresh, pair, masks.get(layer.kind))
+            mixed = self._mix(layer, cache, index, queries, fresh, pair, masks.get(layer.kind))
             x = layer.finish(x, mixed, layer.layer_scalar)
         final: Tensor = self.model.decoder.norm(x)
         return final
@@ -342,10 +344,11 @@ class DiffusionGemma(nn.Module):
         """What a step believed, [B, L, D], from its temperature-scaled `logits` [B, L, V]."""
         weight = self.model.decoder.embed_tokens.weight
         beliefs = torch.softmax(logits, dim=-1, dtype=torch.float32)
-        return torch.matmul(beliefs.to(weight.dtype), weight) * self._embed_scale()
+        return torch.matmul(beliefs.to(weight.dtype), weight) * self.embed_factor
 
     def _mix(
         self,
+        layer: Layer,
         cache: KVCache,
         index: int,
         queries: Tensor,
@@ -353,11 +356,10 @@ class DiffusionGemma(nn.Module):
         pair: tuple[Tensor, Tensor] | None,
         mask: Tensor | None,
     ) -> Tensor:
-        """Attention [B, N, S, H] of layer `index` over the cached prefix and `fresh`.
+        """Attention [B, N, S, H] of `layer`, number `index`, over the cached prefix and `fresh`.
 
         `pair` are its keys and values if the cache could give them; else they are derived here.
         """
-        layer = self.layers[index]
         if pair is not None:
             return layer.self_attn.mix(queries, *pair, mask)
         rope = self.config.text.rope(layer.kind)

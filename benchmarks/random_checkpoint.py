@@ -2,8 +2,8 @@
 
 Usage: python benchmarks/random_checkpoint.py DIR SHAPE     (SHAPE: small, released, or released:4)
 
-The weights are those of `sfumato bench --shape SHAPE`, held in memory once; the folder takes
-as much disk: 8 GB for released:4.
+The weights are those of `sfumato bench --shape SHAPE`, in memory one tensor at a time, 2 GB at
+most. The folder takes 8 GB for released:4, 51 GB for released.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from sfumato.benchmark.shapes import default_dtype, named_shape, random_model
+from sfumato.benchmark.shapes import RandomWeights, default_dtype, named_shape
 from sfumato.config.generation import GenerationConfig
 from sfumato.errors import SfumatoError
-from sfumato.weights.export import export
+from sfumato.weights.export import export_tensors
 
 
 def main(arguments: list[str]) -> int:
@@ -24,8 +24,16 @@ def main(arguments: list[str]) -> int:
         return 2
     folder, shape = Path(arguments[0]), arguments[1]
     try:
-        model = random_model(named_shape(shape), default_dtype(shape))
-        export(model.network, model.config, folder, generation=GenerationConfig())
+        config = named_shape(shape)
+        weights = RandomWeights(config, default_dtype(shape))
+        export_tensors(
+            weights.shapes,
+            weights.tensor,
+            config,
+            folder,
+            dtype=weights.dtype,
+            generation=GenerationConfig(),
+        )
     except SfumatoError as error:
         sys.stderr.write(f"{error}\n")
         return 1

@@ -186,6 +186,14 @@ def test_rows_of_random_matrices_differ() -> None:
     assert len({tuple(row) for row in embedding.weight.tolist()}) == SHAPE.vocab
 
 
+@pytest.mark.parametrize("part", ["layer_scalar", "q_norm.weight", "per_expert_scale"])
+def test_random_norms_and_scalars_differ(part: str) -> None:
+    tensors = random_model(tiny_config(SHAPE), "float32").network.state_dict()
+    values = [one for name, tensor in tensors.items() if part in name for one in tensor.tolist()]
+    assert len(values) == len(set(values)) > 1
+    assert max(values) < 2 * min(values)
+
+
 def test_ceilings_are_rates() -> None:
     found = measure_ceilings(CPU, BRIEF)
     assert found.read > 0

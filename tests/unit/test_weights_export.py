@@ -11,6 +11,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 
+from sfumato.benchmark.shapes import RandomWeights
 from sfumato.config.generation import GenerationConfig, load_generation_config
 from sfumato.config.model import ModelConfig
 from sfumato.config.parse import load_config
@@ -27,7 +29,7 @@ from sfumato.errors import CheckpointError, InputError
 from sfumato.model.diffusion_gemma import DiffusionGemma
 from sfumato.weights import export as export_module
 from sfumato.weights import safetensors_writer as writer_module
-from sfumato.weights.export import export, plan_shards
+from sfumato.weights.export import export, export_tensors, plan_shards
 from sfumato.weights.files import INDEX, SINGLE
 from sfumato.weights.loader import load_network
 from tests.helpers import Shape, randomise, tiny_config
@@ -238,6 +240,28 @@ def test_one_tensor_at_a_time_is_converted(tmp_path: Path, monkeypatch: pytest.M
     randomise(network, 0)
     export(network, network.config, tmp_path / "m", dtype="bfloat16")
     assert order == ["start", "stop"] * (len(order) // 2)
+
+
+def test_tensors_are_asked_for_one_at_a_time(tmp_path: Path) -> None:
+    """When one is made, the one before it is no longer in memory."""
+    config = tiny_config(TINY)
+    weights = RandomWeights(config, "bfloat16")
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    def read(name: str) -> torch.Tensor:
+        assert all(one() is None for one in made)
+        tensor = weights.tensor(name)
+        made.append(weakref.ref(tensor))
+        return tensor
+
+    export_tensors(
+        weights.shapes, read, config, tmp_path / "m", dtype=torch.bfloat16, max_shard_bytes=40_000
+    )
+    assert len(made) == len(weights.shapes)
+    assert (tmp_path / "m" / INDEX).exists()
+    network, _ = load_network(tmp_path / "m")
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, weights.tensor(name))
 
 
 NORM = "model.decoder.norm.weight"

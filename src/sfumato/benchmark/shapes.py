@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from dataclasses import replace
@@ -29,6 +30,7 @@ _POOL = 16_777_259  # a prime: rows of a matrix cut from a pool of this length n
 # of the likeliest, as after training; evenly spread ones would cost a gathering of the probable
 # ids more than it ever costs in use.
 _LOGIT_SPREAD = 8.0
+_UNEVENNESS = 1 / 16  # of norms and scalars: none is mistaken for another
 
 
 def named_shape(name: str) -> ModelConfig:
@@ -79,28 +81,40 @@ def random_model(
 ) -> Model:
     """A model of `config` with random weights: as fast as a real one, and as wise as noise.
 
-    `kernels` serve what they can of it, as after `load`. The time of a product does not depend on
-    the values, so matrices are cut from one pool of normal draws. Peak memory is the weights and
-    the pool.
+    `kernels` serve what they can of it, as after `load`. Peak memory is the weights and a pool.
     """
-    kind = DTYPES[dtype]
-    generator = torch.Generator().manual_seed(seed)
-    pool = torch.randn(_pool_size(config), generator=generator).to(kind)
     network = build_on_meta(config)
-    tensors: dict[str, Tensor] = {}
-    offset = 0
-    for name, tensor in network.state_dict().items():
-        values = torch.empty(tuple(tensor.shape), dtype=kind)
-        if values.dim() < 2:
-            values.fill_(_constant(name, values))
-        else:
-            offset = _fill(values.view(-1), pool, offset)
-            values.mul_(_spread(name, values))
-        tensors[name] = values.to(device)
+    weights = RandomWeights(config, dtype, seed)
+    tensors = {name: weights.tensor(name).to(device) for name in weights.shapes}
     network.load_state_dict(tensors, strict=True, assign=True)
     use_kernels(network, kernels)
     _choose_experts(network, config)
     return Model(network.eval(), GenerationConfig(eos_token_id=()))
+
+
+class RandomWeights:
+    """Random weights of `config`, each tensor made when it is asked for, and the same each time.
+
+    The time of a product does not depend on the values, so all are cut from one pool of normal
+    draws, each where the one before it ends. `shapes` are the tensors' on the meta device.
+    """
+
+    def __init__(self, config: ModelConfig, dtype: str, seed: int = 0) -> None:
+        self.dtype = DTYPES[dtype]
+        self.shapes: dict[str, Tensor] = build_on_meta(config).state_dict()
+        generator = torch.Generator().manual_seed(seed)
+        self._pool = torch.randn(_pool_size(config), generator=generator).to(self.dtype)
+        sizes = [tensor.numel() for tensor in self.shapes.values()]
+        starts = itertools.accumulate(sizes, initial=0)
+        self._starts = dict(zip(self.shapes, starts, strict=False))  # and where the last ends
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor of this name, on the CPU."""
+        values = torch.empty(tuple(self.shapes[name].shape), dtype=self.dtype)
+        _fill(values.view(-1), self._pool, self._starts[name] % self._pool.numel())
+        if values.dim() < 2:
+            return values.mul_(_UNEVENNESS).add_(1.0).mul_(_level(name, values))
+        return values.mul_(_spread(name, values))
 
 
 def _pool_size(config: ModelConfig) -> int:
@@ -112,18 +126,17 @@ def _pool_size(config: ModelConfig) -> int:
     return min(_POOL, largest + 1)
 
 
-def _fill(target: Tensor, pool: Tensor, offset: int) -> int:
-    """Fill `target` [n] from the pool, taken as a ring from `offset` on; returns the next one."""
+def _fill(target: Tensor, pool: Tensor, offset: int) -> None:
+    """Fill `target` [n] from the pool, taken as a ring from `offset` on."""
     done = 0
     while done < target.numel():
         count = min(target.numel() - done, pool.numel() - offset)
         target[done : done + count] = pool[offset : offset + count]
         done, offset = done + count, (offset + count) % pool.numel()
-    return offset
 
 
-def _constant(name: str, values: Tensor) -> float:
-    """Norms and scalars are one; with these norms, scores do not drown all positions but one."""
+def _level(name: str, values: Tensor) -> float:
+    """About one; by the norms of queries and keys, scores do not drown all positions but one."""
     return values.numel() ** -0.5 if name.endswith(("q_norm.weight", "k_norm.weight")) else 1.0
 
 

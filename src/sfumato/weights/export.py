@@ -6,7 +6,7 @@ import dataclasses
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from sfumato.weights.loader import DTYPES
 from sfumato.weights.safetensors_reader import DTYPES as FILE_DTYPES
 from sfumato.weights.safetensors_writer import Written, write_safetensors
 
-__all__ = ["MAX_SHARD_BYTES", "export", "plan_shards", "settle_folder"]
+__all__ = ["MAX_SHARD_BYTES", "export", "export_tensors", "plan_shards", "settle_folder"]
 
 MAX_SHARD_BYTES = 5_000_000_000
 _CODES = {dtype: code for code, dtype in FILE_DTYPES.items()}
@@ -56,23 +56,52 @@ def export(
     an infinity or a NaN, the disk is full or a file cannot be written.
     """
     network.need_unpacked("be exported")
+    tensors = network.state_dict()
+    return export_tensors(
+        tensors,
+        tensors.__getitem__,
+        config,
+        folder,
+        dtype=_dtype(dtype, network),
+        generation=generation,
+        extra_files=extra_files,
+        max_shard_bytes=max_shard_bytes,
+        overwrite=overwrite,
+    )
+
+
+def export_tensors(
+    shapes: Mapping[str, Tensor],
+    read: Callable[[str], Tensor],
+    config: ModelConfig,
+    folder: str | Path,
+    *,
+    dtype: torch.dtype,
+    generation: GenerationConfig | None = None,
+    extra_files: Mapping[str, Path] | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    overwrite: bool = False,
+) -> Path:
+    """`export` of tensors that need not be in memory together.
+
+    `shapes` are tensors of the shapes, on the meta device or elsewhere, and `read` gives those that
+    are written, by name. Each is asked for once, when the one before it has been let go.
+    """
     folder = Path(folder).absolute()
-    target = _dtype(dtype, network)
     if max_shard_bytes < 1:
         raise InputError(f"max_shard_bytes must be at least 1, not {max_shard_bytes}")
     extra = _checked_extra(extra_files or {})
     _check_folder(folder, overwrite)
-    tensors = network.state_dict()
-    shards = plan_shards(tensors, target, max_shard_bytes)
-    written = dataclasses.replace(config, dtype=_name(target))
+    shards = plan_shards(shapes, dtype, max_shard_bytes)
+    written = dataclasses.replace(config, dtype=_name(dtype))
     try:
-        _check_space(folder, tensors, target, extra)
+        _check_space(folder, shapes, dtype, extra)
         folder.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
     except OSError as problem:
         raise _failed(folder, problem) from None
     try:
-        _write_weights(aside, tensors, shards, target, str(folder))
+        _write_weights(aside, shapes, read, shards, dtype, str(folder))
         write_json(aside / "config.json", to_json(written))
         if generation is not None:
             write_json(aside / "generation_config.json", generation.to_json())
@@ -102,39 +131,41 @@ def plan_shards(
     return shards
 
 
-def _write_file(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype, where: str) -> None:
-    """One file of `tensors`, converted one at a time."""
-    entries = [
-        Written(name, _CODES[dtype], tuple(tensor.shape), tensor.numel() * dtype.itemsize)
-        for name, tensor in tensors.items()
-    ]
-    write_safetensors(path, entries, _converted(tensors, dtype, where))
-
-
-def _converted(tensors: Mapping[str, Tensor], dtype: torch.dtype, where: str) -> Iterator[Tensor]:
+def _converted(
+    names: Sequence[str], read: Callable[[str], Tensor], dtype: torch.dtype, where: str
+) -> Iterator[Tensor]:
     """The tensors in `dtype`. Raises CheckpointError for the first that is not all numbers."""
-    for name, tensor in tensors.items():
-        stored = tensor.detach().to(device="cpu", dtype=dtype)
-        check_finite(name, tensor, where, stored)
-        yield stored
+    for name in names:
+        yield _checked(name, read(name), dtype, where)  # no name here holds it any longer
+
+
+def _checked(name: str, tensor: Tensor, dtype: torch.dtype, where: str) -> Tensor:
+    stored = tensor.detach().to(device="cpu", dtype=dtype)
+    check_finite(name, tensor, where, stored)
+    return stored
 
 
 def _write_weights(
     folder: Path,
-    tensors: Mapping[str, Tensor],
+    shapes: Mapping[str, Tensor],
+    read: Callable[[str], Tensor],
     shards: Sequence[Sequence[str]],
     dtype: torch.dtype,
     where: str,
 ) -> None:
-    if len(shards) == 1:
-        _write_file(folder / SINGLE, {name: tensors[name] for name in shards[0]}, dtype, where)
-        return
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):
-        file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _write_file(folder / file_name, {name: tensors[name] for name in names}, dtype, where)
-        weight_map.update(dict.fromkeys(names, file_name))
-    total = sum(tensor.numel() for tensor in tensors.values())
+        several = len(shards) > 1
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if several else SINGLE
+        entries = [
+            Written(name, _CODES[dtype], tuple(one.shape), one.numel() * dtype.itemsize)
+            for name, one in ((name, shapes[name]) for name in names)
+        ]
+        write_safetensors(folder / file, entries, _converted(names, read, dtype, where))
+        weight_map.update(dict.fromkeys(names, file))
+    if len(shards) == 1:
+        return
+    total = sum(tensor.numel() for tensor in shapes.values())
     metadata = {"total_parameters": total, "total_size": total * dtype.itemsize}
     write_json(folder / INDEX, {"metadata": metadata, "weight_map": weight_map})
 

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -45,11 +45,10 @@ def write_safetensors(path: Path, entries: Sequence[Written], tensors: Iterable[
     with unfinished.open("wb") as file:
         file.write(len(header).to_bytes(8, "little"))
         file.write(header)
-        for entry, tensor in zip(entries, tensors, strict=True):
-            assert tensor.dtype == DTYPES[entry.dtype], entry.name
-            assert tuple(tensor.shape) == entry.shape, entry.name
-            for chunk in _bytes_of(tensor):
-                file.write(chunk)
+        coming = iter(tensors)
+        for entry in entries:  # `zip` would hold each tensor while the next one is made
+            _put(file, entry, next(coming))
+        assert next(coming, None) is None, "more tensors than entries"
         settle(file)
     unfinished.replace(path)
     settle_folder(path.parent)
@@ -75,6 +74,12 @@ def _header(path: Path, entries: Sequence[Written]) -> bytes:
             hint="write smaller files",
         )
     return text
+
+
+def _put(file: BinaryIO, entry: Written, tensor: Tensor) -> None:
+    assert tensor.dtype == DTYPES[entry.dtype], entry.name
+    assert tuple(tensor.shape) == entry.shape, entry.name
+    file.writelines(_bytes_of(tensor))
 
 
 def _bytes_of(tensor: Tensor) -> Iterator[memoryview]:

@@ -129,11 +129,12 @@ def filled_cache(network: DiffusionGemma, rows: int, length: int, seed: int = 0)
     ids = random_ids(network, rows, min(length, ENCODED), seed)
     cache = network.encode(ids)
     if cache.length < length:
-        _lengthen(network, cache, ids, length)
+        lengthen(network, cache, ids, length)
     return cache
 
 
-def _lengthen(network: DiffusionGemma, cache: KVCache, ids: Tensor, length: int) -> None:
+@torch.inference_mode()
+def lengthen(network: DiffusionGemma, cache: KVCache, ids: Tensor, length: int) -> None:
     """Append what the layers make of the embeddings of `ids`, again and again, up to `length`."""
     steps = torch.arange(ids.shape[1], device=ids.device)
     x = network.embed(ids)

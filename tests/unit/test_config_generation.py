@@ -154,3 +154,21 @@ NUMBERS = st.floats(1e-6, 1e6)
 def test_writing_and_reading_gives_the_settings_again(config: GenerationConfig) -> None:
     data = json.loads(json.dumps(config.to_json()))
     assert parse_generation(data, TEXT) == config
+
+
+def test_restarts_have_a_file_of_their_own(tmp_path: Path) -> None:
+    """transformers refuses settings that it does not know."""
+    config = GenerationConfig(restart_steps=24)
+    assert config.own_json() == {"decoding": {"restart_steps": 24}}
+    assert GenerationConfig().own_json() is None
+    assert "restart_steps" not in config.to_json()
+    text = tiny_config(Shape().text
+    (tmp_path / "sfumato.json").write_text(json.dumps(config.own_json()))
+    assert load_generation_config(tmp_path, text).restart_steps == 24
+    bad: dict[str, Any]
+    for bad in ({"decoding": {"restart_steps": 0}}, {"decoding": {}}, {"decodin": {}}):
+        (tmp_path / "sfumato.json").write_text(json.dumps(bad))
+        with pytest.raises(ConfigError):
+            load_generation_config(tmp_path, text)
+    with pytest.raises(InputError, match="restart_steps must be between 1"):
+        GenerationConfig(restart_steps=0)

@@ -127,3 +127,40 @@ def test_finished_rows_are_not_computed_where_rows_draw_apart() -> None:
     together = TableNetwork()
     out = run(1, 5, one, together)
     assert together.computed == 5 * max(out.stats.steps)
+
+
+@pytest.mark.parametrize("seed", [4, [4, 5, 6]])
+def test_a_canvas_that_is_not_done_starts_anew(seed: Any) -> None:
+    rows = 3
+    events: list[StepEvent] = []
+    settings = SETTINGS.replace(max_denoising_steps=7, restart_steps=3, confidence_threshold=1e-9)
+    network = TableNetwork()
+    seen: list[tuple[Tensor, bool]] = []
+    plain = network.denoise
+
+    def denoise(canvas: Tensor, cache: KVCache, believed: Tensor | None) -> Tensor:
+        seen.append((canvas.clone(), believed is None))
+        return plain(canvas, cache, believed)
+
+    network.denoise = denoise  # type: ignore[method-assign]
+    found = run(seed, rows, settings.replace(max_new_tokens=LENGTH), network, on_step=events.append)
+    assert found.stats.steps == [7] * rows
+    assert [first for _, first in seen] == [True, False, False, True, False, False, True]
+    for last, first in ((2, 3), (5, 6)):  # noise, not what was found
+        assert not torch.equal(seen[first][0], events[last].current)
+
+
+def test_a_finished_row_keeps_its_canvas_when_others_start_anew() -> None:
+    settings = SETTINGS.replace(max_new_tokens=LENGTH, max_denoising_steps=12, restart_steps=2)
+    seeds = list(range(8))
+    together = run(seeds, 8, settings)
+    steps = together.stats.steps
+    assert min(steps) <= 2 < max(steps)
+    for row, seed in enumerate(seeds):
+        alone = run(seed, 1, settings)
+        assert alone.tokens[0] == together.tokens[row]
+        assert alone.stats.steps[0] == steps[row]
+
+
+def test_restarts_beyond_the_last_step_change_nothing() -> None:
+    assert run(2, 3, SETTINGS).tokens == run(2, 3, SETTINGS.replace(restart_steps=30)).tokens

@@ -13,7 +13,7 @@ from sfumato.config.generation import GenerationConfig
 from sfumato.diffusion.loop import Denoising
 from sfumato.diffusion.samplers import EntropyBound, RowDraws, SharedDraws, draws_for, entropy
 from sfumato.diffusion.schedule import LinearTemperature
-from sfumato.diffusion.stopping import StableAndConfident, first_stop
+from sfumato.diffusion.stopping import Attempts, StableAndConfident, first_stop
 
 CPU = torch.device("cpu")
 ENTROPIES = st.lists(st.floats(0, 5, width=32), min_size=1, max_size=24)
@@ -130,7 +130,17 @@ def test_denoising_takes_every_setting() -> None:
         confidence_threshold=0.02,
     )
     denoising = Denoising.of(config)
-    assert denoising.max_steps == denoising.temperature.steps == 7
+    assert denoising.attempts == Attempts(7, 7)
+    assert denoising.temperature.steps == 7
     assert denoising.temperature == LinearTemperature(0.1, 0.9, 7)
     assert denoising.acceptance == EntropyBound(0.3)
     assert denoising.stopping == StableAndConfident(2, 0.02)
+
+
+def test_attempts_share_the_steps() -> None:
+    attempts = Attempts.of(7, 3)
+    assert [attempts.left(taken) for taken in range(1, 8)] == [3, 2, 1, 3, 2, 1, 3]
+    assert Attempts.of(7, None) == Attempts.of(7, 9) == Attempts(7, 7)
+    denoising = Denoising.of(GenerationConfig(max_denoising_steps=7, restart_steps=3))
+    assert denoising.attempts == attempts
+    assert denoising.temperature.steps == 3  # every attempt begins hot

@@ -140,7 +140,7 @@ def change_setting(decoding: DecodingOptions, name: str, value: str) -> Decoding
     return changed
 
 
-_WHOLE = {"seed", "max_new_tokens", "steps", "stability"}
+_WHOLE = {"seed", "max_new_tokens", "steps", "stability", "restart_steps"}
 
 
 def _parsed(key: str, value: str) -> Any:
@@ -166,6 +166,7 @@ def _show_settings(state: ChatState, dialogue: Dialogue) -> None:
         ("t-max", str(settings.t_max)),
         ("confidence", str(settings.confidence_threshold)),
         ("stability", str(settings.stability_threshold)),
+        ("restart-steps", str(settings.restart_steps or "none")),
     ]
     if state.decoding.mode == "autoregressive":
         rows.append(("temperature", str(state.decoding.temperature or "none: greedy")))

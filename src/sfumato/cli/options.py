@@ -41,7 +41,7 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class DecodingOptions:
-    """How the model decodes; the rest comes from the checkpoint's generation_config.json."""
+    """How the model decodes; the rest comes from the checkpoint's own settings."""
 
     seed: Annotated[int, typer.Option(metavar="N", help="Equal seeds give equal answers.")] = 0
     max_new_tokens: Annotated[
@@ -67,6 +67,10 @@ class DecodingOptions:
     stability: Annotated[
         int | None,
         typer.Option(metavar="N", help="Earlier steps that must agree before a canvas is done."),
+    ] = None
+    restart_steps: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Steps after which a canvas that is not done starts anew."),
     ] = None
     mode: Annotated[
         Mode,
@@ -113,6 +117,7 @@ class DecodingOptions:
             "t_max": self.t_max,
             "confidence_threshold": self.confidence,
             "stability_threshold": self.stability,
+            "restart_steps": self.restart_steps,
             "temperature": self.temperature,
         }
         found: dict[str, Any] = {name: v for name, v in given.items() if v is not None}
@@ -125,7 +130,10 @@ class DecodingOptions:
         return base.replace(**self.changes())
 
 
-_DENOISING = ("steps", "entropy_bound", "t_min", "t_max", "confidence", "stability")
+_DENOISING = (
+    *("steps", "entropy_bound", "t_min", "t_max", "confidence", "stability"),
+    "restart_steps",
+)
 
 # These two are checked against each other, so only where the checkpoint's are known.
 _TOGETHER = ("t_min", "t_max")

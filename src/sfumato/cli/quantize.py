@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Format = Literal["nvfp4"]
 Scales = Literal["four-over-six", "modelopt"]
-_COPIED = (*BESIDE, "generation_config.json")
+_COPIED = (*BESIDE, "generation_config.json", "sfumato.json")
 
 
 def quantize(

@@ -105,6 +105,7 @@ def describe(
             "t_max": generation.t_max,
             "confidence_threshold": generation.confidence_threshold,
             "stability_threshold": generation.stability_threshold,
+            "restart_steps": generation.restart_steps,
             "max_new_tokens": generation.max_new_tokens,
         },
     }
@@ -142,6 +143,8 @@ def _lines(report: dict[str, Any]) -> list[tuple[str, str]]:
     kinds = f"{layers['count']}: {layers['sliding']} sliding, {layers['full']} full"
     steps, bound = decoding["max_denoising_steps"], decoding["entropy_bound"]
     limits = f"{steps} steps, entropy bound {bound}"
+    if decoding["restart_steps"] is not None:
+        limits += f", anew after {decoding['restart_steps']}"
     return [
         ("model", report["model"]),
         ("folder", report["folder"]),

@@ -25,6 +25,7 @@ _HARMLESS = (
     "return_dict_in_generate",
     "transformers_version",
 )
+OWN_FILE = "sfumato.json"  # settings that the field's own files have no place for
 _INTEGERS = {"max_new_tokens": 1, "max_denoising_steps": 1, "stability_threshold": 0}
 LEAST_TEMPERATURE = 1e-12  # logits divided by far less are infinite in float32
 _NUMBERS = ("entropy_bound", "t_min", "t_max", "confidence_threshold", "temperature")
@@ -34,8 +35,10 @@ _NUMBERS = ("entropy_bound", "t_min", "t_max", "confidence_threshold", "temperat
 class GenerationConfig:
     """Decoding settings, with the names of generation_config.json and the released values.
 
-    The limits are the reference's. `do_sample` and `temperature` are for the autoregressive mode
-    alone. Raises InputError for a value of the wrong type or outside its limits.
+    The limits are the reference's. `restart_steps` is sfumato's own: a canvas that is not done
+    after so many steps starts anew, within `max_denoising_steps`; None, as in the reference, never.
+    `do_sample` and `temperature` are for the autoregressive mode alone. Raises InputError for a
+    value of the wrong type or outside its limits.
     """
 
     max_new_tokens: int = 256
@@ -50,6 +53,7 @@ class GenerationConfig:
     bos_token_id: int | None = 2
     do_sample: bool = False
     temperature: float = 1.0
+    restart_steps: int | None = None
 
     def __post_init__(self) -> None:
         for name, low in _INTEGERS.items():
@@ -75,9 +79,9 @@ class GenerationConfig:
         if not isinstance(self.do_sample, bool):
             raise InputError(f"do_sample must be true or false, not {short(self.do_sample)}")
         object.__setattr__(self, "eos_token_id", _checked_ids(self.eos_token_id))
-        for name in ("pad_token_id", "bos_token_id"):
+        for name, low in {"pad_token_id": 0, "bos_token_id": 0, "restart_steps": 1}.items():
             if getattr(self, name) is not None:
-                _check_integer(name, getattr(self, name), 0)
+                _check_integer(name, getattr(self, name), low)
 
     def replace(self, **changes: Any) -> GenerationConfig:
         """A copy with some settings changed; InputError names one that does not exist."""
@@ -95,6 +99,7 @@ class GenerationConfig:
         """The JSON object of generation_config.json, as transformers reads it.
 
         `do_sample` and `temperature` are left out: that class refuses fields it does not know.
+        `restart_steps` is in `own_json` for the same reason.
         """
         return {
             "bos_token_id": self.bos_token_id,
@@ -112,17 +117,34 @@ class GenerationConfig:
             "t_min": self.t_min,
         }
 
+    def own_json(self) -> dict[str, Any] | None:
+        """The JSON object of sfumato.json, None if there is nothing to say in it."""
+        if self.restart_steps is None:
+            return None
+        return {"decoding": {"restart_steps": self.restart_steps}}
+
 
 def load_generation_config(folder: str | Path, text: TextConfig) -> GenerationConfig:
     """The settings in the checkpoint's generation_config.json, or the defaults without one.
 
-    Token ids the file leaves open come from `text`. Raises ConfigError for a damaged file, an
-    unknown field or an impossible value.
+    What sfumato.json says of decoding, where there is one, comes on top. Token ids the files leave
+    open come from `text`. Raises ConfigError for a damaged file, an unknown field or an impossible
+    value.
     """
     path = Path(folder) / "generation_config.json"
-    if not is_there(path):
-        return _from_fields(Fields({}, str(path)), text)
-    return parse_generation(read_json(path), text, source=str(path))
+    config = _from_fields(Fields(read_json(path) if is_there(path) else {}, str(path)), text)
+    own = Path(folder) / OWN_FILE
+    return config if not is_there(own) else config.replace(**_own_settings(own))
+
+
+def _own_settings(path: Path) -> dict[str, Any]:
+    """What a sfumato.json sets."""
+    fields = Fields(read_json(path), str(path))
+    decoding = fields.child("decoding")
+    settings = {"restart_steps": decoding.integer("restart_steps")}
+    decoding.finish()
+    fields.finish()
+    return settings
 
 
 def parse_generation(

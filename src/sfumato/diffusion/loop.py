@@ -21,7 +21,7 @@ from sfumato.diffusion.events import CommitEvent, Generation, GenerationStats, S
 from sfumato.diffusion.samplers import Draws, EntropyBound
 from sfumato.diffusion.schedule import LinearTemperature
 from sfumato.diffusion.steps import PLAIN, Steps
-from sfumato.diffusion.stopping import StableAndConfident, first_stop
+from sfumato.diffusion.stopping import Attempts, StableAndConfident, first_stop
 from sfumato.kv.cache import KVCache
 from sfumato.model.diffusion_gemma import DiffusionGemma
 
@@ -36,16 +36,17 @@ class Denoising:
     temperature: LinearTemperature
     acceptance: EntropyBound
     stopping: StableAndConfident
-    max_steps: int
+    attempts: Attempts
 
     @classmethod
     def of(cls, config: GenerationConfig) -> Denoising:
         """The strategies that `config` names."""
+        attempts = Attempts.of(config.max_denoising_steps, config.restart_steps)
         return cls(
-            LinearTemperature(config.t_min, config.t_max, config.max_denoising_steps),
+            LinearTemperature(config.t_min, config.t_max, attempts.steps),
             EntropyBound(config.entropy_bound),
             StableAndConfident(config.stability_threshold, config.confidence_threshold),
-            config.max_denoising_steps,
+            attempts,
         )
 
 
@@ -82,6 +83,11 @@ class _Canvases:
         self.argmax[at], self.current[at] = argmax[going], current[going]
         self.entropies[at], self.accepted[at] = entropies[going], accepted[going]
 
+    def start_anew(self, noise: Tensor) -> None:
+        """Put `noise` [R, L] where a step begins, but for the rows that have finished."""
+        going = ~self.finished[self.at]
+        self.current[self.at[going]] = noise[going]
+
     def event(self, canvas_index: int, step: int, steps_max: int) -> StepEvent:
         """The step just taken, as watchers may keep it."""
         return StepEvent(
@@ -109,14 +115,15 @@ def refine_canvas(
     """Denoise one canvas after the cached prefix.
 
     Returns the argmax canvas [B, L] and the steps each row took [B]. A row that is done keeps its
-    canvas while others go on.
+    canvas while others go on; one that is not done when an attempt ends starts anew from noise.
     """
     vocab_size, length = net.config.text.vocab_size, net.config.canvas_length
     canvases = _Canvases(draws.canvas(cache.batch_size, length, vocab_size))
     believed: Tensor | None = None
     history = denoising.stopping.history()
-    for taken in range(1, denoising.max_steps + 1):
-        remaining = torch.tensor(denoising.max_steps + 1 - taken, device=canvases.at.device)
+    attempts = denoising.attempts
+    for taken in range(1, attempts.total + 1):
+        remaining = torch.tensor(attempts.left(taken), device=canvases.at.device)
         temperature = denoising.temperature.at(remaining)
         current = canvases.current[canvases.at]
         step = steps.take(net, current, cache, temperature, believed, draws)
@@ -127,16 +134,20 @@ def refine_canvas(
         done = denoising.stopping.done(canvases.argmax[canvases.at], step.entropies, history)
         canvases.finished[canvases.at] |= done
         if on_step is not None:
-            on_step(canvases.event(canvas_index, taken, denoising.max_steps))
-        if bool(canvases.finished.all()) or taken == denoising.max_steps:
+            on_step(canvases.event(canvas_index, taken, attempts.total))
+        if bool(canvases.finished.all()) or taken == attempts.total:
             break
-        if not (draws.apart and bool(done.any())):
-            believed = step.believed(None)
-        else:
-            going = ~done
-            canvases.at, believed = canvases.at[going], step.believed(going)
+        anew = attempts.left(taken) == 1
+        leaving = draws.apart and bool(done.any())
+        going = ~done if leaving else None
+        believed = None if anew else step.believed(going)
+        if going is not None:
+            canvases.at = canvases.at[going]
             cache, draws = cache.select(going), draws.only(going)
             history = deque((earlier[going] for earlier in history), history.maxlen)
+        if anew:
+            canvases.start_anew(draws.canvas(len(canvases.at), length, vocab_size))
+            history = denoising.stopping.history()
     return canvases.argmax, canvases.steps
 
 

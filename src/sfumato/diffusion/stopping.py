@@ -37,6 +37,26 @@ class StableAndConfident:
         return stable & confident
 
 
+@dataclass(frozen=True)
+class Attempts:
+    """How many steps a canvas has in all, and after how many it starts anew if it is not done.
+
+    A puzzle that does not settle in one attempt often does in another: its noise led it astray.
+    """
+
+    total: int
+    steps: int  # of one attempt; the last may be shorter
+
+    @classmethod
+    def of(cls, total: int, restart: int | None) -> Attempts:
+        """`total` steps, in attempts of `restart` unless that is None."""
+        return cls(total, total if restart is None else min(restart, total))
+
+    def left(self, taken: int) -> int:
+        """Steps that an attempt still has with step number `taken` (from 1): 1 at its last."""
+        return self.steps - (taken - 1) % self.steps
+
+
 def first_stop(tokens: list[int], stop_ids: Iterable[int]) -> int | None:
     """Index of the first stop id in `tokens`, or None."""
     stops = set(stop_ids)

@@ -179,6 +179,8 @@ def _settings(plan: Plan, swept: Sequence[str]) -> str:
         "confidence_threshold": f"confidence threshold {config.confidence_threshold:g}",
         "stability_threshold": f"stability threshold {config.stability_threshold}",
     }
+    if config.restart_steps is not None:
+        said["restart_steps"] = f"anew after {config.restart_steps}"
     return ", ".join(words for name, words in said.items() if name not in swept)
 
 

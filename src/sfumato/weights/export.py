@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sfumato.config.checkpoint_file import is_there
-from sfumato.config.generation import GenerationConfig
+from sfumato.config.generation import OWN_FILE, GenerationConfig
 from sfumato.config.model import ModelConfig
 from sfumato.config.write import to_json
 from sfumato.errors import CheckpointError, InputError
@@ -30,7 +30,7 @@ __all__ = ["MAX_SHARD_BYTES", "export", "export_tensors", "plan_shards", "settle
 
 MAX_SHARD_BYTES = 5_000_000_000
 _CODES = {dtype: code for code, dtype in FILE_DTYPES.items()}
-_OURS = ("config.json", "generation_config.json", SINGLE, INDEX)
+_OURS = ("config.json", "generation_config.json", OWN_FILE, SINGLE, INDEX)
 
 
 def export(
@@ -105,6 +105,8 @@ def export_tensors(
         write_json(aside / "config.json", to_json(written))
         if generation is not None:
             write_json(aside / "generation_config.json", generation.to_json())
+            if (own := generation.own_json()) is not None:
+                write_json(aside / OWN_FILE, own)
         for name, source in extra.items():
             copy_file(source, aside / name)
         _publish(aside, folder)

@@ -162,7 +162,7 @@ def test_restarts_have_a_file_of_their_own(tmp_path: Path) -> None:
     assert config.own_json() == {"decoding": {"restart_steps": 24}}
     assert GenerationConfig().own_json() is None
     assert "restart_steps" not in config.to_json()
-    text = tiny_config(Shape().text
+    text = TEXT
     (tmp_path / "sfumato.json").write_text(json.dumps(config.own_json()))
     assert load_generation_config(tmp_path, text).restart_steps == 24
     bad: dict[str, Any]

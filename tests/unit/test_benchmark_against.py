@@ -10,7 +10,15 @@ import pytest
 from benchmarks import against_transformers as against
 from benchmarks import random_checkpoint
 
+from sfumato.benchmark.shapes import RandomWeights
 from sfumato.config.parse import load_config
+from sfumato.config.quantisation import load_quantisation
+from sfumato.errors import InputError
+from sfumato.weights.export import export_tensors
+from sfumato.weights.files import WeightFiles
+from sfumato.weights.loader import load_network
+from sfumato.weights.quantise import quantise_checkpoint
+from tests.unit.nvfp4_checkpoints import quantisable_config
 from tests.unit.source_tree import ROOT
 
 
@@ -85,4 +93,26 @@ def test_random_checkpoints_are_written(tmp_path: Path, capsys: pytest.CaptureFi
     assert random_checkpoint.main([str(folder), "small"]) == 1
     assert random_checkpoint.main([str(folder), "vast"]) == 1
     assert "there is no shape" in capsys.readouterr().err
+    assert random_checkpoint.main([str(folder), "small", "--nvfp5"]) == 2
     assert random_checkpoint.main([]) == 2
+
+
+def test_random_nvfp4_is_what_quantising_would_write(tmp_path: Path) -> None:
+    plain, ours, theirs = tmp_path / "plain", tmp_path / "ours", tmp_path / "theirs"
+    config = quantisable_config()
+    weights = RandomWeights(config, "bfloat16")
+    export_tensors(weights.shapes, weights.tensor, config, plain, dtype=weights.dtype)
+    quantise_checkpoint(plain, theirs)
+    random_checkpoint.write_nvfp4(config, weights, ours)
+    with pytest.raises(InputError, match="exists already"):
+        random_checkpoint.write_nvfp4(config, weights, ours)
+    kinds = [
+        {name: (one.dtype, one.shape) for name, one in WeightFiles(folder).entries.items()}
+        for folder in (ours, theirs)
+    ]
+    assert kinds[0] == kinds[1]
+    assert load_quantisation(ours) == load_quantisation(theirs)
+    tensors = [load_network(folder)[0].state_dict() for folder in (ours, theirs)]
+    for name, tensor in tensors[1].items():
+        if tensor.numel() > 4_000:
+            assert float(tensors[0][name].std() / tensor.std()) == pytest.approx(1, abs=0.1)

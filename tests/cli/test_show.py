@@ -42,8 +42,8 @@ def test_the_released_model_as_json(sfumato: Program, released: Path) -> None:
     assert report["experts"] == {"count": 128, "per_token": 8, "size": 704}
     assert (report["canvas_length"], report["vocabulary"]) == (256, 262_144)
     assert report["images"] is True
-    assert report["decoding"]["max_denoising_steps"] == 96
-    assert report["decoding"]["restart_steps"] == 16
+    assert report["decoding"]["max_denoising_steps"] == 48
+    assert report["decoding"]["restart_steps"] is None
 
 
 def test_a_folder_with_weights(sfumato: Program, tiny: Path) -> None:

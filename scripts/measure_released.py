@@ -1,18 +1,19 @@
 """Measure what a checkpoint of the released shape takes to load and to run, in one process.
 
 Usage: python scripts/measure_released.py CHECKPOINT [--context 8192] [--encode 512] [--steps 3]
-           [--threads N] [--cache-dtype int8] [--drop-caches] [--json]
+           [--threads N] [--cache-dtype int8] [--no-starts] [--drop-caches] [--json]
 
 The context is `--encode` random tokens, timed, and copies of what the layers make of them. With
 `--drop-caches`, which root may do, the system forgets its files first: the first reading and the
-first start are then the disk's. Starts are processes of their own, timed from outside.
+first start are then the disk's. Starts are processes of their own, timed from outside. Seconds of
+the processors are given too: they do not depend on what else runs.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
+import os
 import subprocess
 import sys
 import time
@@ -44,11 +45,13 @@ def memory(title: str) -> Figures:
     return {f"{title}, {one}, GB": int(fields[one].split()[0]) * 1024 / 1e9 for one in MEMORY}
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """Wall time of one call."""
-    begun = time.perf_counter()
+def seconds(name: str, work: Callable[[], object]) -> Figures:
+    """Wall and processor time of one call, children included."""
+    begun, before = time.perf_counter(), os.times()
     work()
-    return time.perf_counter() - begun
+    wall, after = time.perf_counter() - begun, os.times()
+    used = sum(after[:4]) - sum(before[:4])
+    return {f"{name}, s": wall, f"{name}, processors' s": used}
 
 
 def drop_caches() -> None:
@@ -78,18 +81,23 @@ def starts(folder: Path, *, drop: bool) -> Figures:
     for name, work in works.items():
         if drop:
             drop_caches()
-        found[f"{name}, {'from the disk' if drop else 'as found'}, s"] = seconds(work)
-        found[f"{name}, again, s"] = seconds(work)
+        found |= seconds(f"{name}, {'from the disk' if drop else 'as found'}", work)
+        found |= seconds(f"{name}, again", work)
     return found
 
 
-def refine(network: DiffusionGemma, cache: KVCache, steps: int) -> list[float]:
+def refine(network: DiffusionGemma, cache: KVCache, steps: int) -> Figures:
     """Seconds of each of `steps` denoising steps; all but the first look back at the one before."""
     config = GenerationConfig(max_denoising_steps=steps, stability_threshold=steps + 1)
-    times = [time.perf_counter()]
+    found: Figures = {}
+    last = time.perf_counter(), time.process_time()
 
-    def on_step(_event: StepEvent) -> None:
-        times.append(time.perf_counter())
+    def on_step(event: StepEvent) -> None:
+        nonlocal last
+        now = time.perf_counter(), time.process_time()
+        found[f"step {event.step}, s"] = now[0] - last[0]
+        found[f"step {event.step}, processors' s"] = now[1] - last[1]
+        last = now
 
     refine_canvas(
         network,
@@ -99,28 +107,26 @@ def refine(network: DiffusionGemma, cache: KVCache, steps: int) -> list[float]:
         steps=PLAIN if network.kernels is None else FusedSteps(),
         on_step=on_step,
     )
-    return [after - before for before, after in itertools.pairwise(times)]
+    return found
 
 
 @torch.inference_mode()
 def run(folder: Path, options: argparse.Namespace) -> Figures:
     """Load, encode, fill the cache and refine one canvas, with the memory after each."""
-    begun = time.perf_counter()
-    network = sfumato.load(folder, cache_dtype=options.cache_dtype).network
-    found = {"load, s": time.perf_counter() - begun, **memory("loaded")}
+    made: list[sfumato.Model] = []
+    found = seconds("load", lambda: made.append(sfumato.load(folder)))
+    network = made[0].network
+    network.cache_dtype = options.cache_dtype
+    found |= memory("loaded")
     ids = random_ids(network, 1, min(options.encode, options.context), 0)
-    begun = time.perf_counter()
-    cache = network.encode(ids)
-    found["encode, tokens/s"] = ids.shape[1] / (time.perf_counter() - begun)
-    found.update(memory("encoded"))
+    cache = network.new_cache()
+    found |= seconds(f"encode {ids.shape[1]}", lambda: network.encode(ids, cache))
+    found |= memory("encoded")
     if cache.length < options.context:
         lengthen(network, cache, ids, options.context)
-    found["context, positions"] = cache.length
-    found["cache, GB"] = cache.nbytes / 1e9
-    found.update(memory("cache filled"))
-    for number, took in enumerate(refine(network, cache, options.steps), start=1):
-        found[f"step {number}, s"] = took
-    return {**found, **memory("refined")}
+    found |= {"context, positions": cache.length, "cache, GB": cache.nbytes / 1e9}
+    found |= memory("cache filled")
+    return {**found, **refine(network, cache, options.steps), **memory("refined")}
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -130,8 +136,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     for name, value in (("context", 8192), ("encode", 512), ("steps", 3), ("threads", 0)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--cache-dtype", choices=["int8"])
-    parser.add_argument("--drop-caches", action="store_true")
-    parser.add_argument("--json", action="store_true")
+    for name in ("no-starts", "drop-caches", "json"):
+        parser.add_argument(f"--{name}", action="store_true")
     return parser.parse_args(arguments)
 
 
@@ -140,13 +146,13 @@ def main(arguments: list[str]) -> int:
     options = parse(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
-    found = starts(options.checkpoint, drop=options.drop_caches)
-    found.update(run(options.checkpoint, options))
+    found = {} if options.no_starts else starts(options.checkpoint, drop=options.drop_caches)
+    found |= run(options.checkpoint, options)
     if options.json:
         print(json.dumps(found))
         return 0
     for name, value in found.items():
-        print(f"{name:<44}{value:>14,.3f}")
+        print(f"{name:<50}{value:>14,.3f}")
     return 0
 
 

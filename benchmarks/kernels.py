@@ -57,7 +57,7 @@ def products(kernels: Kernels, dtype: torch.dtype) -> Iterator[Case]:
         layouts = {
             "bf16 in place": rows(weight),
             "bf16 panels": panels(weight),
-            "NVFP4": nvfp4(quantise(weight.float())),
+            "NVFP4": nvfp4([quantise(weight.float())]),
         }
         for name, layout in layouts.items():
             yield Case(

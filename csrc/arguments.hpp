@@ -7,6 +7,7 @@
 
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "kernels.hpp"
 
@@ -33,95 +34,136 @@ inline void need_contiguous(const Array& a, const char* name) {
     }
 }
 
-// One matrix or a stack of them, as long as Python keeps it.
+// Matrices of one format and shape, as long as Python keeps them. They come as stacks, each a tensor
+// [matrices, ..]; `values`, `scales` and `value_scales` are empty or one for each stack.
 struct Weight {
-    Array data;
-    std::optional<Array> values, scales, scale;
-    Matrix first;  // of the stack
-    int64_t experts, step, scales_step;
+    std::vector<Matrix> matrices;
+    Matrix first;  // of them
+    int64_t experts;
+    bool values;  // whether each matrix is a gated one in two halves
 
-    Weight(const std::string& format, Array data_, std::optional<Array> values_,
-           std::optional<Array> scales_, std::optional<Array> scale_, int64_t n)
-        : data(std::move(data_)),
-          values(std::move(values_)),
-          scales(std::move(scales_)),
-          scale(std::move(scale_)) {
-        need(data.ndim() >= 1 && n >= 1, "a weight has matrices and rows");
-        experts = (int64_t)data.shape(0);
-        need(experts >= 1, "a weight has at least one matrix");
-        first = {Format::f32_rows, data.data(), nullptr, nullptr, 1.0f, 1.0f, n, 0, 0};
-        scales_step = 0;
-        if (format == "f32_rows" || format == "bf16_rows")
-            rows(format == "bf16_rows");
-        else if (format == "bf16_panels")
-            panels();
-        else if (format == "nvfp4_panels")
-            nvfp4();
-        else
-            need(false, "unknown weight format " + format);
-        if (scale) {
-            need(is_f32(*scale) && scale->ndim() == 2 && (int64_t)scale->shape(0) == experts &&
-                     scale->shape(1) == 2,
-                 "scale must be fp32 [matrices, 2]");
-            need_contiguous(*scale, "scale");
-            first.scale = ((const float*)scale->data())[0];
-            first.value_scale = ((const float*)scale->data())[1];
+    Weight(const std::string& format, const std::vector<Array>& data, const std::vector<Array>& other,
+           const std::vector<Array>& scales, const std::vector<Array>& other_scales,
+           const std::optional<Array>& scale, int64_t n)
+        : values(!other.empty()) {
+        const bool nvfp4 = format == "nvfp4_rows", panels = format == "bf16_panels";
+        need(nvfp4 || panels || format == "f32_rows" || format == "bf16_rows",
+             "unknown weight format " + format);
+        need(!data.empty() && n >= 1 && n < (1ll << 31), "a weight has matrices and rows");
+        need(!values || (other.size() == data.size() && !panels), "values do not fit the data");
+        need(!values || n % 32 == 0, "a gated weight's rows come in 32s");
+        need(scales.size() == (nvfp4 ? data.size() : 0), "scales belong to NVFP4, one for each of data");
+        need(other_scales.size() == (nvfp4 ? other.size() : 0), "values' scales belong to NVFP4's values");
+        need(scale.has_value() == nvfp4, "a scale belongs to NVFP4");
+        for (size_t i = 0; i < data.size(); i++) {
+            const Array* halves = values ? &other[i] : nullptr;
+            if (nvfp4)
+                add_nvfp4(data[i], scales[i], halves, values ? &other_scales[i] : nullptr, n);
+            else if (panels)
+                add_panels(data[i], n);
+            else
+                add_rows(data[i], halves, format == "bf16_rows", n);
         }
-        need(first.k > 0 && first.k < (1ll << 31) && n < (1ll << 31), "a weight's sizes are out of range");
+        need(!matrices.empty(), "a weight has at least one matrix");
+        experts = (int64_t)matrices.size();
+        if (scale) set_scales(*scale);
+        first = matrices[0];
+        for (const Matrix& one : matrices) need(one.k == first.k, "all matrices must have one shape");
+        need(first.k > 0 && first.k < (1ll << 31), "a weight's sizes are out of range");
+        for (const auto* held : {&data, &other, &scales, &other_scales})
+            held_.insert(held_.end(), held->begin(), held->end());
     }
 
-    void rows(bool bf16) {
+  private:
+    std::vector<Array> held_;  // what the matrices lie in
+
+    void add_rows(const Array& data, const Array* other, bool bf16, int64_t n) {
         need(data.ndim() == 3 && (bf16 ? is_bf16(data) : is_f32(data)),
              "rows must be [matrices, n, k] of the format's dtype");
-        need((int64_t)data.shape(1) * (values ? 2 : 1) == first.n, "n must be the rows' number");
-        need(!scales && !scale, "rows have no scales");
-        if (values) {
-            need(values->dtype() == data.dtype() && values->ndim() == 3, "values must be like data");
+        need((int64_t)data.shape(1) * (other ? 2 : 1) == n, "n must be the rows' number");
+        if (other) {
+            need(other->dtype() == data.dtype() && other->ndim() == 3, "values must be like data");
             for (size_t i = 0; i < 3; i++)
-                need(values->shape(i) == data.shape(i) && values->stride(i) == data.stride(i),
+                need(other->shape(i) == data.shape(i) && other->stride(i) == data.stride(i),
                      "values must lie as data does");
-            need(first.n % 32 == 0, "a gated weight's rows come in 32s");
-            first.values = values->data();
         }
-        first.format = bf16 ? Format::bf16_rows : Format::f32_rows;
-        first.k = (int64_t)data.shape(2);
+        const int64_t k = (int64_t)data.shape(2), size = bf16 ? 2 : 4;
         need(data.stride(2) == 1, "rows must lie without gaps");
-        need(!bf16 || first.k % 2 == 0, "k must be even");
-        first.stride = data.stride(1);
-        step = data.stride(0) * (bf16 ? 2 : 4);
+        need(!bf16 || k % 2 == 0, "k must be even");
+        for (int64_t i = 0; i < (int64_t)data.shape(0); i++) {
+            Matrix one = plain(bf16 ? Format::bf16_rows : Format::f32_rows, n, k);
+            one.data = (const char*)data.data() + i * data.stride(0) * size;
+            if (other) one.values = (const char*)other->data() + i * data.stride(0) * size;
+            one.stride = data.stride(1);
+            matrices.push_back(one);
+        }
     }
 
-    void panels() {
+    void add_panels(const Array& data, int64_t n) {
         need(data.ndim() == 5 && is_bf16(data) && data.shape(3) == 16 && data.shape(4) == 2,
              "panels must be bf16 [matrices, panels, k / 2, 16, 2]");
         need_contiguous(data, "panels");
-        need((int64_t)data.shape(1) == (first.n + kPanel - 1) / kPanel, "panels must cover n");
-        need(!scales && !scale && !values, "bf16 panels have no scales and no values of their own");
-        first.format = Format::bf16_panels;
-        first.k = (int64_t)data.shape(2) * 2;
-        step = (int64_t)data.shape(1) * first.k * kPanel * 2;
+        need((int64_t)data.shape(1) == (n + kPanel - 1) / kPanel, "panels must cover n");
+        const int64_t k = (int64_t)data.shape(2) * 2;
+        for (int64_t i = 0; i < (int64_t)data.shape(0); i++) {
+            Matrix one = plain(Format::bf16_panels, n, k);
+            one.data = (const char*)data.data() + i * (int64_t)data.shape(1) * k * kPanel * 2;
+            matrices.push_back(one);
+        }
     }
 
-    void nvfp4() {
-        need(data.ndim() == 5 && data.dtype() == nb::dtype<uint8_t>() && data.shape(3) == 8 &&
-                 data.shape(4) == 16,
-             "codes must be uint8 [matrices, panels, k / 16, 8, 16]");
-        need_contiguous(data, "codes");
-        need((int64_t)data.shape(1) == (first.n + kPanel - 1) / kPanel, "codes must cover n");
-        need(scales && scale && !values, "codes need scales and a scale, and no values of their own");
-        need(scales->dtype() == nb::dtype<uint8_t>() && scales->ndim() == 4 &&
-                 scales->shape(0) == data.shape(0) && scales->shape(1) == data.shape(1) &&
-                 scales->shape(2) == data.shape(2) && scales->shape(3) == 16,
-             "scales must be uint8 [matrices, panels, k / 16, 16]");
-        need_contiguous(*scales, "scales");
-        first.format = Format::nvfp4_panels;
-        first.k = (int64_t)data.shape(2) * 16;
-        first.scales = (const uint8_t*)scales->data();
-        step = (int64_t)data.shape(1) * first.k / 16 * 128;
-        scales_step = (int64_t)data.shape(1) * first.k / 16 * 16;
+    void add_nvfp4(const Array& codes, const Array& scales, const Array* other, const Array* other_scales,
+                   int64_t n) {
+        const int64_t rows = other ? n / 2 : n;
+        need(codes.ndim() == 3, "codes must be uint8 [matrices, n, k / 2]");
+        const int64_t count = (int64_t)codes.shape(0), k = (int64_t)codes.shape(2) * 2;
+        need(k % 16 == 0, "k must be a multiple of 16");
+        need_bytes(codes, "codes", count, rows, k / 2);
+        need_bytes(scales, "scales", count, rows, k / 16);
+        if (other) {
+            need_bytes(*other, "values", count, rows, k / 2);
+            need_bytes(*other_scales, "the values' scales", count, rows, k / 16);
+        }
+        for (int64_t i = 0; i < count; i++) {
+            Matrix one = plain(Format::nvfp4_rows, n, k);
+            one.data = (const char*)codes.data() + i * rows * (k / 2);
+            one.scales = (const uint8_t*)scales.data() + i * rows * (k / 16);
+            if (other) {
+                one.values = (const char*)other->data() + i * rows * (k / 2);
+                one.value_scales = (const uint8_t*)other_scales->data() + i * rows * (k / 16);
+            }
+            matrices.push_back(one);
+        }
     }
 
-    const float* all_scales() const { return scale ? (const float*)scale->data() : nullptr; }
+    static void need_bytes(const Array& a, const char* name, int64_t count, int64_t rows,
+                           int64_t columns) {
+        need(a.dtype() == nb::dtype<uint8_t>() && a.ndim() == 3 && (int64_t)a.shape(0) == count &&
+                 (int64_t)a.shape(1) == rows && (int64_t)a.shape(2) == columns,
+             std::string(name) + " must be uint8 [" + std::to_string(count) + ", " + std::to_string(rows) +
+                 ", " + std::to_string(columns) + "]");
+        need_contiguous(a, name);
+    }
+
+    static Matrix plain(Format format, int64_t n, int64_t k) {
+        Matrix one = {};
+        one.format = format;
+        one.scale = one.value_scale = 1.0f;
+        one.n = n;
+        one.k = k;
+        return one;
+    }
+
+    void set_scales(const Array& scale) {
+        need(is_f32(scale) && scale.ndim() == 2 && (int64_t)scale.shape(0) == experts && scale.shape(1) == 2,
+             "scale must be fp32 [matrices, 2]");
+        need_contiguous(scale, "scale");
+        const float* from = (const float*)scale.data();
+        for (Matrix& one : matrices) {
+            one.scale = *from++;
+            one.value_scale = *from++;
+        }
+    }
 };
 
 inline Rows rows_of(const Array& a, const char* name, int64_t width) {
@@ -177,7 +219,7 @@ inline const Kernels& set_of(const std::string& name) {
 
 // In rows a gated weight comes in two halves; in panels they are woven already.
 inline void need_gated(const Weight& weight) {
-    const bool rows = weight.first.format == Format::f32_rows || weight.first.format == Format::bf16_rows;
+    const bool rows = weight.first.format != Format::bf16_panels;
     need(!rows || weight.values, "a gated weight in rows needs its values");
 }
 
@@ -195,14 +237,8 @@ inline void need_experts(const Weight& gate_up, const Weight& down) {
 inline Experts experts_job(const Weight& gate_up, const Weight& down) {
     Experts job = {};
     job.experts = gate_up.experts;
-    job.gate_up = gate_up.first;
-    job.down = down.first;
-    job.gate_up_step = gate_up.step;
-    job.down_step = down.step;
-    job.gate_up_scales = gate_up.scales_step;
-    job.down_scales = down.scales_step;
-    job.gate_up_scale = gate_up.all_scales();
-    job.down_scale = down.all_scales();
+    job.gate_up = gate_up.matrices.data();
+    job.down = down.matrices.data();
     return job;
 }
 

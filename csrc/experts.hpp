@@ -13,19 +13,6 @@ struct Task {
     int64_t expert, begin, count;  // places in the sorted order
 };
 
-SFUMATO_INLINE Matrix of_expert(const Matrix& first, int64_t expert, int64_t step, int64_t scales,
-                                const float* scale) {
-    Matrix own = first;
-    own.data = (const char*)first.data + expert * step;
-    if (first.values) own.values = (const char*)first.values + expert * step;
-    if (first.scales) own.scales = first.scales + expert * scales;
-    if (scale) {
-        own.scale = scale[2 * expert];
-        own.value_scale = scale[2 * expert + 1];
-    }
-    return own;
-}
-
 // Sort the (row, slot) numbers by expert, stably, and cut what each expert has into tasks.
 inline int64_t sort_by_expert(const Experts& job, int64_t* order, int64_t* starts, Task* tasks) {
     const int64_t total = job.x.count * job.slots;
@@ -61,10 +48,7 @@ inline void gather(const Experts& job, const int64_t* order, const Task& task,
 template <class Kind>
 inline void run_task(const Experts& job, const int64_t* order, const Task& task, float* parts) {
     typedef typename Kind::Activation Activation;
-    const Matrix up = of_expert(job.gate_up, task.expert, job.gate_up_step, job.gate_up_scales,
-                                job.gate_up_scale);
-    const Matrix down =
-        of_expert(job.down, task.expert, job.down_step, job.down_scales, job.down_scale);
+    const Matrix &up = job.gate_up[task.expert], &down = job.down[task.expert];
     const int64_t width = job.x.width, inner = down.k;
     constexpr bool pairs = Kind::per_activation == 2;
     float* c = (float*)scratch(2, sizeof(float) * kTaskRows * kGroup);
@@ -109,7 +93,7 @@ SFUMATO_INLINE void mix_parts(const Experts& job, float* parts, int64_t row, int
 
 template <class Kind>
 inline void experts_of(const Experts& job) {
-    const int64_t total = job.x.count * job.slots, width = job.down.n;
+    const int64_t total = job.x.count * job.slots, width = job.down->n;
     const int64_t most = total / kTaskRows + (job.experts < total ? job.experts : total);
     int64_t* order = (int64_t*)scratch(
         0, (int64_t)(sizeof(int64_t) * (total + job.experts + 1) + sizeof(Task) * most));
@@ -128,9 +112,9 @@ inline void experts_of(const Experts& job) {
 }
 
 inline void experts(const Experts& job) {
-    if (job.gate_up.format == Format::f32_rows)
+    if (job.gate_up->format == Format::f32_rows)
         experts_of<FloatWeights>(job);
-    else if (paired(job.x, job.gate_up))
+    else if (paired(job.x, *job.gate_up))
         experts_of<PairRows>(job);
     else
         experts_of<FloatRows>(job);

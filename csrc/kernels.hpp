@@ -21,19 +21,19 @@ enum class Format : int {
     f32_rows,      // row-major, as in a checkpoint
     bf16_rows,     // row-major, as in a checkpoint; k even
     bf16_panels,   // [n / 16][k / 2][16 channels][2], rows beyond n zero
-    nvfp4_panels,  // codes [n / 16][k / 16][8 pairs of k][16 channels], low nibble the even k;
-                   // scales E4M3 [n / 16][k / 16][16 channels]; k a multiple of 16
+    nvfp4_rows,    // codes [n][k / 2], low nibble the even k, and scales E4M3 [n][k / 16], as in a
+                   // checkpoint: at any address; k a multiple of 16
 };
 
 struct Matrix {
     Format format;
     const void* data;
-    const void* values;     // rows formats of a gated weight: its other half; null otherwise
-    const uint8_t* scales;  // nvfp4 only
-    float scale;            // times everything; 1 but for nvfp4
-    float value_scale;      // of a gated weight's values; its `scale` is the gate's alone
+    const void* values;  // rows formats of a gated weight: its other half; null otherwise
+    const uint8_t *scales, *value_scales;  // nvfp4 only
+    float scale;        // times everything; 1 but for nvfp4
+    float value_scale;  // of a gated weight's values; its `scale` is the gate's alone
     int64_t n, k;
-    int64_t stride;  // between rows, in elements; rows formats only
+    int64_t stride;  // between rows, in elements; f32_rows and bf16_rows only
 };
 
 // Activations or results [count, width], fp32 or bf16, rows `stride` elements apart.
@@ -57,11 +57,7 @@ struct Experts {
     const int64_t* chosen;  // [rows, slots]
     const float* shares;    // [rows, slots]
     int64_t slots, experts;
-    Matrix gate_up, down;               // of expert 0
-    int64_t gate_up_step, down_step;    // bytes from one expert's data to the next one's
-    int64_t gate_up_scales, down_scales;  // the same for the scales
-    const float* gate_up_scale;         // [experts, 2]: gate and value; null for all ones
-    const float* down_scale;
+    const Matrix *gate_up, *down;  // [experts], of one format and shape each
     Rows out;
     int threads;
 };

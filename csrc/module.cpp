@@ -248,10 +248,11 @@ void run_route(const std::string& set, const Array& scores, const Array& scales,
 NB_MODULE(_kernels, module) {
     module.doc() = "Kernels for the processor; see csrc/kernels.hpp.";
     nb::class_<Weight>(module, "Weight")
-        .def(nb::init<const std::string&, Array, std::optional<Array>, std::optional<Array>,
-                      std::optional<Array>, int64_t>(),
-             nb::arg("format"), nb::arg("data"), nb::arg("values").none(), nb::arg("scales").none(),
-             nb::arg("scale").none(), nb::arg("n"))
+        .def(nb::init<const std::string&, const std::vector<Array>&, const std::vector<Array>&,
+                      const std::vector<Array>&, const std::vector<Array>&, const std::optional<Array>&,
+                      int64_t>(),
+             nb::arg("format"), nb::arg("data"), nb::arg("values"), nb::arg("scales"),
+             nb::arg("value_scales"), nb::arg("scale").none(), nb::arg("n"))
         .def_prop_ro("n", [](const Weight& w) { return w.first.n; })
         .def_prop_ro("k", [](const Weight& w) { return w.first.k; })
         .def_prop_ro("experts", [](const Weight& w) { return w.experts; });

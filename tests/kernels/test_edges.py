@@ -54,7 +54,7 @@ def test_subnormals_may_be_switched_off(kernels: Kernels) -> None:
     scales = torch.arange(1, 17, dtype=torch.uint8)[:, None].contiguous()
     stored = Nvfp4Tensor(codes, scales.view(torch.float8_e4m3fn), torch.tensor(1.0))
     expected = decode(stored).sum(1)[None]
-    packed = nvfp4(stored)
+    packed = nvfp4([stored])
     supported = torch.set_flush_denormal(True)
     try:
         found = linear(torch.ones(1, 16), packed, kernels)

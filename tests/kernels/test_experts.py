@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,7 +14,7 @@ from sfumato.errors import InputError
 from sfumato.ops.experts import declines, experts, reference
 from sfumato.ops.kernels import Kernels
 from sfumato.ops.weight import Weight, nvfp4, panels, rows
-from sfumato.quant.nvfp4 import quantise
+from sfumato.quant.nvfp4 import Nvfp4Tensor, quantise
 
 many = settings(max_examples=25, deadline=None)
 
@@ -71,8 +73,10 @@ def test_bf16(kernels: Kernels) -> None:
 def test_nvfp4(kernels: Kernels) -> None:
     gate_up, down = _weights(4, 64, 32, 3)
     gate, values = gate_up.float().chunk(2, dim=1)
-    up = nvfp4(quantise(gate.contiguous()), quantise(3 * values))  # halves with their own scales
-    back = nvfp4(quantise(down.float()))
+    up = nvfp4(
+        [quantise(gate.contiguous())], [quantise(3 * values)]
+    )  # halves with their own scales
+    back = nvfp4([quantise(down.float())])
     chosen, shares = _routed(40, 2, 4, 3)
     x = torch.randn(40, 64, generator=torch.Generator().manual_seed(4))
     expected = reference(x, chosen, shares, up, back)
@@ -80,9 +84,42 @@ def test_nvfp4(kernels: Kernels) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_nvfp4_of_separate_experts_is_that_of_stacks(kernels: Kernels) -> None:
+    """As checkpoints have them: each matrix a tensor of its own, with a scale of its own."""
+    sizes = torch.tensor([1.0, 8.0, 0.5, 3.0, 1.0])[:, None, None]
+    gate_up, down = (one.float() * sizes for one in _weights(5, 64, 32, 3))
+    stacks = [quantise(one.contiguous()) for one in (*gate_up.chunk(2, dim=1), down)]
+    gate, values, back = (
+        [Nvfp4Tensor(*one) for one in zip(s.packed, s.scale, s.tensor_scale, strict=True)]
+        for s in stacks
+    )
+    chosen, shares = _routed(90, 3, 5, 3)
+    x = torch.randn(90, 64, generator=torch.Generator().manual_seed(4))
+    whole = nvfp4(stacks[:1], stacks[1:2]), nvfp4(stacks[2:])
+    apart = nvfp4(gate, values), nvfp4(back)
+    assert [one.matrices for one in (*whole, *apart)] == [5] * 4
+    assert all(torch.equal(a.dense(), b.dense()) for a, b in zip(whole, apart, strict=True))
+    found = experts(x, chosen, shares, *apart, kernels)
+    assert torch.equal(found, experts(x, chosen, shares, *whole, kernels))
+    torch.testing.assert_close(
+        found, reference(x, chosen, shares, *apart), rtol=1e-5, atol=1e-5 * float(found.abs().max())
+    )
+
+
+def _in_nvfp4(gate_up: Tensor, down: Tensor) -> tuple[Weight, Weight]:
+    halves = gate_up.float().flatten(0, 1).view(len(gate_up), 2, -1, gate_up.shape[-1])
+    gate, values, back = (
+        [quantise(one) for one in part] for part in (halves[:, 0], halves[:, 1], down.float())
+    )
+    return nvfp4(gate, values), nvfp4(back)
+
+
 @pytest.mark.parametrize("length", [1, 64, 65, 700])
-def test_one_expert_takes_all_rows_and_others_none(kernels: Kernels, length: int) -> None:
-    up, back = _in_rows(*_weights(6, 32, 16, 5))
+@pytest.mark.parametrize("layout", [_in_rows, _in_nvfp4])
+def test_one_expert_takes_all_rows_and_others_none(
+    kernels: Kernels, layout: Callable[..., tuple[Weight, Weight]], length: int
+) -> None:
+    up, back = layout(*_weights(6, 32, 16, 5))
     chosen = torch.full((length, 1), 3)
     shares = torch.rand(length, 1, generator=torch.Generator().manual_seed(1))
     x = torch.randn(length, 32, generator=torch.Generator().manual_seed(6))

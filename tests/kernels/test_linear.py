@@ -14,7 +14,7 @@ from sfumato.errors import InputError
 from sfumato.ops.kernels import Kernels
 from sfumato.ops.linear import linear, reference
 from sfumato.ops.weight import Weight, nvfp4, panels, rows
-from sfumato.quant.nvfp4 import decode, quantise
+from sfumato.quant.nvfp4 import Nvfp4Tensor, decode, quantise
 
 DTYPES = (torch.float32, torch.bfloat16)
 sizes = st.tuples(st.integers(1, 40), st.integers(1, 150), st.integers(1, 700))
@@ -66,14 +66,43 @@ def test_nvfp4_is_exact_in_its_weights(
 ) -> None:
     stored = quantise(_matrix(n, 16 * groups, seed, torch.float32))
     x, weight = _matrix(m, 16 * groups, seed + 100, torch.float32), decode(stored)
-    packed = nvfp4(stored)
+    packed = nvfp4([stored])
     assert torch.equal(packed.dense()[0], weight)
     _near(linear(x, packed, kernels), _exact(x, weight), x, weight)
 
 
+def _random_nvfp4(n: int, k: int, seed: int, offset: int = 0) -> Nvfp4Tensor:
+    """Any codes and scales, in a file's pages at any address: here at `offset` of a buffer."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def placed(high: int, *shape: int) -> Tensor:
+        count = shape[0] * shape[1]
+        room = torch.randint(high, (count + offset,), dtype=torch.uint8, generator=generator)
+        return room[offset:].view(shape)
+
+    scale = placed(0x7F, n, k // 16).view(torch.float8_e4m3fn)
+    return Nvfp4Tensor(placed(256, n, k // 2), scale, torch.tensor(1.0))
+
+
+@given(st.integers(1, 20), st.integers(1, 70), st.integers(1, 70), st.integers(0, 9), st.booleans())
+@many
+def test_nvfp4_has_the_bits_of_its_decoded_rows(
+    kernels: Kernels, m: int, n: int, groups: int, offset: int, gated: bool
+) -> None:
+    n, k = 16 * n if gated else n, 16 * groups
+    stored = [_random_nvfp4(n, k, seed, offset) for seed in (m, m + 1)]
+    whole = [decode(one, torch.bfloat16) for one in stored]
+    packed = nvfp4(stored[:1], stored[1:]) if gated else nvfp4(stored[:1])
+    plain = rows(*whole) if gated else rows(whole[0])
+    assert packed.data[0].data_ptr() == stored[0].packed.data_ptr()
+    for dtype in DTYPES:
+        x = _matrix(m, k, offset, dtype) / 2**12
+        assert torch.equal(linear(x, packed, kernels), linear(x, plain, kernels))
+
+
 def test_gated_nvfp4_halves_have_scales_of_their_own(kernels: Kernels) -> None:
     gate, values = (quantise(_matrix(48, 64, seed, torch.float32) * seed) for seed in (1, 5))
-    both = nvfp4(gate, values)
+    both = nvfp4([gate], [values])
     assert torch.equal(both.dense()[0], torch.cat([decode(gate), decode(values)]))
     x = _matrix(9, 64, 3, torch.float32)
     torch.testing.assert_close(linear(x, both, kernels), reference(x, both), rtol=1e-5, atol=1e-4)
@@ -84,10 +113,8 @@ def test_nvfp4_takes_every_code_and_the_ends_of_the_scales(kernels: Kernels) -> 
     scales = torch.arange(32, dtype=torch.uint8)[:, None].repeat(1, 32)
     scales[8:16, :] = 0x7E  # 448
     scales[16:24, :] = 0x01  # the smallest, subnormal
-    from sfumato.quant.nvfp4 import Nvfp4Tensor
-
     stored = Nvfp4Tensor(codes, scales.view(torch.float8_e4m3fn), torch.tensor(2.0**-3))
-    packed, x = nvfp4(stored), torch.eye(512)
+    packed, x = nvfp4([stored]), torch.eye(512)
     assert torch.equal(linear(x, packed, kernels), decode(stored).t())
 
 
@@ -160,6 +187,31 @@ def test_what_cannot_be_a_weight_is_refused() -> None:
         rows(torch.zeros(16, 4), torch.zeros(32, 4))
     with pytest.raises(InputError, match="gaps"):
         rows(torch.zeros(8, 8)[:, ::2])
+
+
+def test_what_cannot_be_an_nvfp4_weight_is_refused(kernels: Kernels) -> None:
+    one, other, wide = (_random_nvfp4(n, 32, 1) for n in (16, 8, 32))
+    with pytest.raises(InputError, match="one shape"):
+        nvfp4([one, other])
+    with pytest.raises(InputError, match="each gate"):
+        nvfp4([one, one], [one])
+    with pytest.raises(InputError, match="16s"):
+        nvfp4([other], [other])
+    with pytest.raises(InputError, match="gaps"):
+        nvfp4([Nvfp4Tensor(wide.packed[::2], wide.scale[::2], wide.tensor_scale)])
+    held = nvfp4([one])
+    codes, scales = held.data[0], held.scales[0]
+    for data, bits, scale, words in (
+        ([codes], [], held.scale, "one for each"),
+        ([codes[:, :8]], [scales], held.scale, r"uint8 \[1, 16, 16\]"),
+        ([codes], [scales[:, :, :1]], held.scale, r"uint8 \[1, 16, 2\]"),
+        ([codes[:, :, :4]], [scales], held.scale, "multiple of 16"),
+        ([codes], [scales], None, "a scale belongs"),
+        ([codes], [scales], torch.ones(2, 2), r"\[matrices, 2\]"),
+        ([], [], held.scale, "has matrices"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            kernels.native.Weight("nvfp4_rows", data, [], bits, [], scale, 16)
 
 
 def test_the_module_checks_what_it_is_given(kernels: Kernels) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from sfumato.errors import CheckpointError, InputError, UsageError
 from sfumato.model.kernels import use_kernels
 from sfumato.ops.kernels import Kernels
 from sfumato.weights.export import export
+from sfumato.weights.files import SINGLE
 from tests.unit.nvfp4_checkpoints import EXPERT, LAYER, rewrite, write_nvfp4
 
 IDS = torch.tensor([[5, 9, 11, 30, 7]])
@@ -37,6 +39,19 @@ def test_packed_is_decoded(kernels: Kernels, tmp_path: Path, dialect: str, dtype
         assert torch.equal(found, decoded.denoise(canvas, decoded.encode(IDS)))
     if dtype == "float32":
         torch.testing.assert_close(found, plain, rtol=0, atol=2e-5 * float(plain.abs().max()))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_weights_are_the_files_pages(kernels: Kernels, tmp_path: Path) -> None:
+    write_nvfp4(tmp_path / "m")
+    network = load(tmp_path / "m", kernels=kernels.name).network
+    maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    own = [line[0].split("-") for line in maps if line[-1] == str(tmp_path / "m" / SINGLE)]
+    places = [range(int(start, 16), int(stop, 16)) for start, stop in own]
+    assert len(network.packed) == 8  # of one layer q, k, v and o, of two the experts
+    for weight in network.packed.values():
+        for tensor in (*weight.data, *weight.values, *weight.scales, *weight.value_scales):
+            assert any(tensor.data_ptr() in place for place in places)
 
 
 def test_float32_by_name_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,9 +86,9 @@ def test_packed_weights_cannot_move_change_or_leave(kernels: Kernels, tmp_path: 
     network = model.network
     state = load(tmp_path / "m", kernels="reference").network.state_dict()
     for act in (network.half, lambda: network.to("cpu"), lambda: network.load_state_dict(state)):
-        with pytest.raises(InputError, match="packed in NVFP4"):
+        with pytest.raises(InputError, match="stay in NVFP4"):
             act()
-    with pytest.raises(InputError, match="packed in NVFP4"):
+    with pytest.raises(InputError, match="stay in NVFP4"):
         export(network, model.config, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert network.packed
@@ -85,7 +100,7 @@ def test_kernels_change_but_do_not_go(kernels: Kernels, tmp_path: Path) -> None:
     packed = dict(network.packed)
     assert use_kernels(network, Kernels("portable")) == {}
     assert network.packed == packed
-    with pytest.raises(InputError, match="packed in NVFP4"):
+    with pytest.raises(InputError, match="stay in NVFP4"):
         use_kernels(network, None)
 
 

@@ -103,7 +103,8 @@ class DiffusionGemma(nn.Module):
         self.cache_dtype: str | None = None  # of new caches: "int8", or None for the weights' own
         self.derived_bytes = DERIVED_BYTES  # of new caches: derived keys and values kept at most
         self.kernels: Kernels | None = None  # set by `use_kernels`
-        # Parameters on the meta device whose numbers are here, by name, until kernels pack them.
+        # Parameters on the meta device whose numbers are here by name, as stored in NVFP4: those of
+        # files just read, and those that kernels have taken.
         self.quantised: dict[str, tuple[Nvfp4Tensor, ...]] = {}
         self.packed: dict[str, Weight] = {}
         self.refused: dict[str, str] = {}  # modules that no kernel serves, and why
@@ -151,10 +152,10 @@ class DiffusionGemma(nn.Module):
         return self._table[1]
 
     def need_unpacked(self, what: str) -> None:
-        """Raise InputError if weights are packed for kernels, and so cannot do `what`."""
+        """Raise InputError if kernels alone can read weights, so that these cannot do `what`."""
         if self.packed:
             raise InputError(
-                f"this model's weights are packed in NVFP4, which only kernels can read: "
+                "this model's weights stay in NVFP4, which only kernels can read: "
                 f"it cannot {what}",
                 hint="load it with kernels='reference' to have them decoded",
             )

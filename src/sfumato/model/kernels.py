@@ -1,12 +1,12 @@
 """Which parts of a network compiled kernels compute.
 
-Weights stay where the checkpoint's files are mapped: kernels read them in place. NVFP4 is packed
-once, when the kernels are chosen.
+Weights stay where the checkpoint's files are mapped: kernels read them in place, in fp32, bf16 or
+NVFP4.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -24,7 +24,7 @@ from sfumato.ops import head as head_op
 from sfumato.ops import linear as linear_op
 from sfumato.ops.kernels import Kernels
 from sfumato.ops.weight import Weight, nvfp4, rows
-from sfumato.quant.nvfp4 import Nvfp4Tensor, decode
+from sfumato.quant.nvfp4 import decode
 
 _DECODER = "model.decoder."
 
@@ -33,9 +33,9 @@ def use_kernels(network: DiffusionGemma, kernels: Kernels | None) -> dict[str, s
     """Let `kernels` serve what they can of the text layers, or with None nothing.
 
     Returns the modules that stay with torch and why, by name. The vision tower always does. What is
-    stored in NVFP4 (`network.quantised`) is packed for kernels, or decoded where none serves it.
-    Raises InputError if weights are packed already and kernels are to be given up; what is returned
-    stays in `network.refused`.
+    stored in NVFP4 (`network.quantised`) becomes the kernels' (`network.packed`), or is decoded
+    where none serves it. Raises InputError if kernels are to be given up that alone can read
+    weights; what is returned stays in `network.refused`.
     """
     refused: dict[str, str] = {}
     unserved = None if kernels is None else _vocabulary_unserved(network)
@@ -66,7 +66,7 @@ def use_kernels(network: DiffusionGemma, kernels: Kernels | None) -> dict[str, s
 
 
 def _give_up_stored(network: DiffusionGemma, name: str, *, decoded: bool) -> None:
-    """Forget what is stored of a module, once `decoded` into its parameters or packed."""
+    """Forget what is stored of a module, once `decoded` into its parameters or taken by kernels."""
     stem = f"{_DECODER}{name}."
     for key in [key for key in network.packed if decoded and key.startswith(stem)]:
         del network.packed[key]
@@ -98,13 +98,13 @@ def _parts(network: DiffusionGemma) -> Iterator[tuple[str, Linear | GatedMLP | E
 
 
 class _Weights:
-    """A module's weights as kernels read them: in place, or packed where they are in NVFP4."""
+    """A module's weights as kernels read them: its parameters, or what is stored in NVFP4."""
 
     def __init__(self, network: DiffusionGemma, name: str) -> None:
         self._stored, self._packed = network.quantised, network.packed
         self._stem = f"{_DECODER}{name}."
 
-    def _pack(self, part: str, make: Callable[..., Weight], *others: str) -> Weight | None:
+    def _take(self, part: str, make: Callable[..., Weight], *others: str) -> Weight | None:
         """`make` of what is stored of parameters, once; None for those that are not stored."""
         key = self._stem + part
         if key in self._stored:
@@ -113,40 +113,23 @@ class _Weights:
 
     def linear(self, module: Linear, part: str = "weight") -> Weight:
         """The matrix of a linear map."""
-        packed = self._pack(part, lambda pieces: nvfp4(*pieces))
-        return rows(module.weight) if packed is None else packed
+        return self._take(part, nvfp4) or rows(module.weight)
 
     def gated(self, module: GatedMLP) -> tuple[Weight, Weight]:
         """The way up, gated, and the way down."""
-        up = self._pack(
-            "gate_proj.weight",
-            lambda gate, values: nvfp4(gate[0], values[0]),
-            "up_proj.weight",
-        )
+        up = self._take("gate_proj.weight", nvfp4, "up_proj.weight")
         if up is None:
             up = rows(module.gate_proj.weight, module.up_proj.weight)
         return up, self.linear(module.down_proj, "down_proj.weight")
 
     def experts(self, module: Experts) -> tuple[Weight, Weight]:
         """The same of all experts; of each are stored its gate, then its values."""
-        up = self._pack(
-            "gate_up_proj",
-            lambda halves: nvfp4(_stack(halves[0::2]), _stack(halves[1::2])),
-        )
-        down = self._pack("down_proj", lambda pieces: nvfp4(_stack(pieces)))
+        up = self._take("gate_up_proj", lambda halves: nvfp4(halves[0::2], halves[1::2]))
+        down = self._take("down_proj", nvfp4)
         if up is None or down is None:
             gate, values = module.gate_up_proj.chunk(2, dim=1)
             return rows(gate, values), rows(module.down_proj)
         return up, down
-
-
-def _stack(matrices: Sequence[Nvfp4Tensor]) -> Nvfp4Tensor:
-    return Nvfp4Tensor(
-        torch.stack([one.packed for one in matrices]),
-        torch.stack([one.scale.view(torch.uint8) for one in matrices]).view(torch.float8_e4m3fn),
-        torch.stack([one.tensor_scale for one in matrices]),
-        matrices[0].reciprocal,
-    )
 
 
 def _kernel_for(

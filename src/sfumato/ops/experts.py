@@ -24,8 +24,8 @@ def declines(x_dtype: torch.dtype, gate_up: Weight, down: Weight) -> str | None:
     """Why no kernel serves these experts, or None if one does."""
     if x_dtype not in ACTIVATIONS:
         return f"activations are {x_dtype}, not float32 or bfloat16"
-    if gate_up.data.device.type != "cpu":
-        return f"the weights are on {gate_up.data.device}"
+    if gate_up.device.type != "cpu":
+        return f"the weights are on {gate_up.device}"
     if not gate_up.gated or down.gated:
         return "the way up must be gated, and the way down not"
     if down.k % PANEL:

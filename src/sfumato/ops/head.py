@@ -53,8 +53,8 @@ def declines(x_dtype: torch.dtype, table: Weight) -> str | None:
     """Why no kernel serves this vocabulary, or None if one does."""
     if x_dtype not in ACTIVATIONS:
         return f"hidden states are {x_dtype}, not float32 or bfloat16"
-    if table.data.device.type != "cpu":
-        return f"the table is on {table.data.device}"
+    if table.device.type != "cpu":
+        return f"the table is on {table.device}"
     if table.layout not in ("f32_rows", "bf16_rows"):
         return f"the table lies in {table.layout}, and soft embeddings need its rows"
     return None

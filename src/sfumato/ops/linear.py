@@ -24,8 +24,8 @@ def declines(x_dtype: torch.dtype, weight: Weight) -> str | None:
         return f"activations are {x_dtype}, not float32 or bfloat16"
     if weight.matrices != 1:
         return f"a linear map has one matrix, not {weight.matrices}"
-    if weight.data.device.type != "cpu":
-        return f"the weights are on {weight.data.device}"
+    if weight.device.type != "cpu":
+        return f"the weights are on {weight.device}"
     return None
 
 

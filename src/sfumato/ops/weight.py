@@ -1,11 +1,12 @@
 """Weights as kernels read them: in place as a checkpoint stores them, or in panels of 16 rows.
 
-The layouts are those of csrc/kernels.hpp. Packing is a permutation of the bytes, written here in
-torch so that the layout has one definition; `dense` undoes it and feeds the references.
+The layouts are those of csrc/kernels.hpp. `dense` gives any of them as plain matrices: the
+references compute with those.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -14,77 +15,82 @@ import torch
 from torch import Tensor
 
 from sfumato.errors import InputError
-from sfumato.ops.kernels import Kernels
-from sfumato.quant.nvfp4 import Nvfp4Tensor, check_scales, decode
+from sfumato.ops.kernels import Kernels, give
+from sfumato.quant.nvfp4 import GROUP, Nvfp4Tensor, decode
 
 PANEL = 16
-Layout = Literal["f32_rows", "bf16_rows", "bf16_panels", "nvfp4_panels"]
+Layout = Literal["f32_rows", "bf16_rows", "bf16_panels", "nvfp4_rows"]
 
 
 @dataclass(frozen=True, eq=False)
 class Weight:
-    """A stack of E matrices [n, k]; for a linear map E is 1.
+    """E matrices [n, k]; for a linear map E is 1.
 
-    `layout` says how `data` lies. Of a gated weight in rows, `data` [E, n / 2, k] is the gate's
-    half and `values` the other; in panels the two alternate, 16 rows of each. `scales` and `scale`
-    [E, 2], of the gate and of the values, are NVFP4's. Make one with `rows`, `panels` or `nvfp4`.
+    `data` holds them as stacks [e, ..]: one of all E, or in NVFP4 as many as the checkpoint has.
+    `layout` says how they lie. Of a gated weight in rows, `data` [e, n / 2, k] is the gate's half
+    and `values` the other; in panels the two alternate, 16 rows of each. `scales`, `value_scales`
+    and `scale` [E, 2], of the gate and of the values, are NVFP4's. Make one with `rows`, `panels`
+    or `nvfp4`.
     """
 
     layout: Layout
-    data: Tensor
+    data: tuple[Tensor, ...]
     n: int
     k: int
     gated: bool = False
-    values: Tensor | None = None
-    scales: Tensor | None = None
+    values: tuple[Tensor, ...] = ()
+    scales: tuple[Tensor, ...] = ()
+    value_scales: tuple[Tensor, ...] = ()
     scale: Tensor | None = None
 
     @property
     def matrices(self) -> int:
         """E."""
-        return self.data.shape[0]
+        return sum(one.shape[0] for one in self.data)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the matrices are."""
+        return self.data[0].device
 
     def native(self, kernels: Kernels) -> Any:
         """The compiled module's view of this weight, made once: it serves every instruction set."""
         found = self.__dict__.get("_made")
         if found is None:
-            tensors = (self.data, self.values, self.scales, self.scale)
-            data, values, scales, scale = (None if one is None else one.detach() for one in tensors)
-            found = kernels.native.Weight(self.layout, data, values, scales, scale, self.n)
+            parts = (self.data, self.values, self.scales, self.value_scales)
+            held = ([give(one.detach()) for one in part] for part in parts)
+            found = kernels.native.Weight(self.layout, *held, self.scale, self.n)
             self.__dict__["_made"] = found
         return found
 
     @cached_property
     def bytes(self) -> int:
-        """Memory of the weight's tensors."""
-        tensors = (self.data, self.values, self.scales, self.scale)
-        return sum(one.numel() * one.element_size() for one in tensors if one is not None)
+        """Memory of the weight's tensors, or of the files' pages that they are."""
+        tensors = (*self.data, *self.values, *self.scales, *self.value_scales)
+        own = 0 if self.scale is None else self.scale.numel() * self.scale.element_size()
+        return own + sum(one.numel() * one.element_size() for one in tensors)
 
     def dense(self) -> Tensor:
         """The matrices [E, n, k], the gate's half first if gated: fp32 or bf16."""
-        if self.layout in ("f32_rows", "bf16_rows"):
-            return self.data if self.values is None else torch.cat([self.data, self.values], dim=1)
         if self.layout == "bf16_panels":
-            wide = self.data.permute(0, 1, 3, 2, 4).reshape(self.matrices, -1, self.k)
-        else:
-            wide = self._decoded()
-        wide = wide[:, : self.n]
-        return _apart(wide) if self.gated else wide
+            wide = self.data[0].permute(0, 1, 3, 2, 4).reshape(self.matrices, -1, self.k)
+            wide = wide[:, : self.n]
+            return _apart(wide) if self.gated else wide
+        halves = [self.data, self.values] if self.values else [self.data]
+        if self.layout == "nvfp4_rows":
+            halves = [self._decoded(half) for half in range(len(halves))]
+        whole = [one[0] if len(one) == 1 else torch.cat(one) for one in halves]
+        return whole[0] if len(whole) == 1 else torch.cat(whole, dim=1)
 
-    def _decoded(self) -> Tensor:
-        assert self.scales is not None
+    def _decoded(self, half: int) -> tuple[Tensor, ...]:
+        """The stacks of one half in fp32: of the gate 0, of the values 1."""
         assert self.scale is not None
-        packed = self.data.permute(0, 1, 4, 2, 3).reshape(self.matrices, -1, self.k // 2)
-        scales = self.scales.transpose(2, 3).reshape(self.matrices, -1, self.k // PANEL)
-        bits = scales.contiguous().view(torch.float8_e4m3fn)
-        own = [
-            decode(Nvfp4Tensor(packed.contiguous(), bits, scale.contiguous()), torch.float32)
-            for scale in self.scale.unbind(1)
-        ]
-        if not self.gated:
-            return own[0]
-        of_values = torch.arange(packed.shape[1]) // PANEL % 2 == 1
-        return torch.where(of_values[:, None], own[1], own[0])
+        codes, scales = ((self.data, self.scales), (self.values, self.value_scales))[half]
+        factors = torch.split(self.scale[:, half], [one.shape[0] for one in codes])
+        return tuple(
+            decode(Nvfp4Tensor(one, bits.view(torch.float8_e4m3fn), factor.contiguous()))
+            for one, bits, factor in zip(codes, scales, factors, strict=True)
+        )
 
 
 def rows(weight: Tensor, values: Tensor | None = None) -> Weight:
@@ -105,7 +111,7 @@ def rows(weight: Tensor, values: Tensor | None = None) -> Weight:
         _check_halves(data, other)
         n *= 2
     layout: Layout = "f32_rows" if data.dtype == torch.float32 else "bf16_rows"
-    return Weight(layout, data, n, k, other is not None, other)
+    return Weight(layout, (data,), n, k, other is not None, () if other is None else (other,))
 
 
 def panels(weight: Tensor, *, gated: bool = False) -> Weight:
@@ -116,36 +122,50 @@ def panels(weight: Tensor, *, gated: bool = False) -> Weight:
     matrices, n, k = data.shape
     data = _padded(_woven(data) if gated else data)
     packed = data.view(matrices, -1, PANEL, k // 2, 2).permute(0, 1, 3, 2, 4).contiguous()
-    return Weight("bf16_panels", packed, n, k, gated)
+    return Weight("bf16_panels", (packed,), n, k, gated)
 
 
-def nvfp4(weight: Nvfp4Tensor, values: Nvfp4Tensor | None = None) -> Weight:
-    """A packed copy of an NVFP4 `weight` [n, k] or [E, n, k]; with `values`, a gated weight.
+def nvfp4(weights: Sequence[Nvfp4Tensor], values: Sequence[Nvfp4Tensor] = ()) -> Weight:
+    """Matrices [n, k] or stacks of them in NVFP4, read where they are; with `values`, gated ones.
 
-    Raises QuantisationError for scales that cannot be, InputError for halves that do not fit.
+    Their scales must have passed `check_scales`, as those of a loaded checkpoint have: NaN is not
+    looked for again. Raises InputError for matrices of several shapes, with gaps, or halves that
+    do not fit.
     """
-    parts = [_stacked(one) for one in (weight, values) if one is not None]
-    if len({(part[0].shape, part[1].shape) for part in parts}) > 1:
-        raise InputError("the halves of a gated weight must have one shape")
-    packed, scales = (torch.cat([part[i] for part in parts], dim=1) for i in range(2))
-    if values is not None:
-        packed, scales = _woven(packed), _woven(scales)
-    matrices, n = packed.shape[:2]
-    groups = scales.shape[-1]
-    codes = _padded(packed).view(matrices, -1, PANEL, groups, 8).permute(0, 1, 3, 4, 2).contiguous()
-    inner = _padded(scales).view(matrices, -1, PANEL, groups).transpose(2, 3).contiguous()
-    scale = torch.stack([parts[0][2], parts[-1][2]], dim=1)
-    gated = values is not None
-    return Weight("nvfp4_panels", codes, n, groups * 16, gated, None, inner, scale)
+    n, k = weights[0].shape[-2:]
+    if any(one.shape[-2:] != (n, k) for one in (*weights, *values)):
+        raise InputError("the matrices of a weight, and its halves, must have one shape")
+    if values and [one.shape for one in weights] != [one.shape for one in values]:
+        raise InputError("a gated weight needs values for each gate")
+    if values and n % PANEL:
+        raise InputError(f"a gated weight's halves need rows in {PANEL}s, not {n}")
+    if any(
+        not (one.packed.is_contiguous() and one.scale.is_contiguous())
+        for one in (*weights, *values)
+    ):
+        raise InputError("codes and scales must lie without gaps")
+    factors = [_factors(weights), _factors(values or weights)]
+    return Weight(
+        "nvfp4_rows",
+        tuple(one.packed.view(-1, n, k // 2) for one in weights),
+        2 * n if values else n,
+        k,
+        bool(values),
+        tuple(one.packed.view(-1, n, k // 2) for one in values),
+        tuple(_bytes(one.scale, n, k) for one in weights),
+        tuple(_bytes(one.scale, n, k) for one in values),
+        torch.stack(factors, dim=1),
+    )
 
 
-def _stacked(weight: Nvfp4Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes [E, n, k / 2], scales' bytes [E, n, k / 16] and factors [E] of a matrix or a stack."""
-    check_scales(weight)
-    packed, scales, scale = weight.packed, weight.scale.view(torch.uint8), weight.tensor_scale
-    if packed.dim() == 2:
-        packed, scales, scale = packed[None], scales[None], scale[None]
-    return packed, scales, 1.0 / scale if weight.reciprocal else scale
+def _bytes(scale: Tensor, n: int, k: int) -> Tensor:
+    return scale.view(torch.uint8).view(-1, n, k // GROUP)
+
+
+def _factors(weights: Sequence[Nvfp4Tensor]) -> Tensor:
+    """What the sums of each matrix are multiplied by, [E]."""
+    own = [1.0 / one.tensor_scale if one.reciprocal else one.tensor_scale for one in weights]
+    return torch.cat([one.reshape(-1) for one in own])
 
 
 def _check_halves(gate: Tensor, values: Tensor) -> None:

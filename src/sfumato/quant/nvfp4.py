@@ -186,7 +186,8 @@ def is_from(stored: Nvfp4Tensor, weight: Tensor, rule: ScaleRule) -> bool:
 
 def check_scales(tensor: Nvfp4Tensor) -> None:
     """Raise QuantisationError for scales that no weight can have: see `decode`."""
-    if bool((tensor.scale.view(torch.uint8) >= 0x7F).any()):  # NaN, and everything below zero
+    largest = tensor.scale.view(torch.uint8).max()  # one pass and no memory: a file may hold 2 GB
+    if int(largest) >= 0x7F:  # NaN, and everything below zero
         raise QuantisationError("holds a group scale that is NaN or negative")
     factors = tensor.tensor_scale.double()
     factors = 1 / factors if tensor.reciprocal else factors

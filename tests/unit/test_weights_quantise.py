@@ -25,6 +25,8 @@ from sfumato.weights.files import INDEX, SINGLE, WeightFiles
 from sfumato.weights.loader import load_network
 from sfumato.weights.quantise import quantise_checkpoint
 from sfumato.weights.quantise_plan import Job, choose
+from sfumato.weights.safetensors_reader import SafetensorsFile
+from sfumato.weights.safetensors_writer import write_safetensors
 from tests.helpers import Shape, randomise, tiny_config
 from tests.unit.checkpoint_files import write_tensors
 from tests.unit.nvfp4_checkpoints import LAYER, SHAPE, quantisable_config
@@ -248,6 +250,26 @@ def test_what_reads_back_wrong_is_an_error(
     with pytest.raises(CheckpointError, match="does not read back as it was written"):
         quantise_checkpoint(source, tmp_path / "q")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", [0, -1])
+def test_a_copy_that_differs_is_an_error(
+    place: int, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copies are compared a piece at a time: the first byte counts, and the last."""
+
+    def wrong(path: Path, *what: Any) -> None:
+        write_safetensors(path, *what)
+        entry = SafetensorsFile(path).entries["model.decoder.embed_tokens.weight"]
+        held = bytearray(path.read_bytes())
+        held[entry.start if place == 0 else entry.stop - 1] ^= 1
+        path.write_bytes(held)
+
+    monkeypatch.setattr(module, "_COMPARED", 100)
+    quantise_checkpoint(source, tmp_path / "right")
+    monkeypatch.setattr(module, "write_safetensors", wrong)
+    with pytest.raises(CheckpointError, match="does not read back as it was written"):
+        quantise_checkpoint(source, tmp_path / "q")
 
 
 def test_a_full_disk(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import platform
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ MAX_NAME_LENGTH = 512
 MAX_DIMENSIONS = 8
 _PREFIX = 8  # bytes of the header length
 _ADDRESS = 2**63 - 1
+_FIELDS = {"dtype", "shape", "data_offsets"}
 
 DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,
@@ -148,33 +149,38 @@ def _check_metadata(path: Path, metadata: object) -> None:
 
 
 def _entry(path: Path, name: str, fields: object, base: int) -> TensorEntry:
-    where = f"{path}: tensor {short(name)}"
+    # Of 35,000 tensors, words are put together for the one that is refused alone.
     if len(name) > MAX_NAME_LENGTH or not name.isprintable() or not name:
-        raise CheckpointError(f"{where}: not a possible tensor name")
-    if not isinstance(fields, dict) or set(fields) != {"dtype", "shape", "data_offsets"}:
-        raise CheckpointError(f"{where}: needs exactly dtype, shape and data_offsets")
+        raise CheckpointError(f"{_where(path, name)}: not a possible tensor name")
+    if not isinstance(fields, dict) or fields.keys() != _FIELDS:
+        raise CheckpointError(f"{_where(path, name)}: needs exactly dtype, shape and data_offsets")
     dtype = fields["dtype"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise CheckpointError(f"{where}: unknown dtype {short(dtype)}")
-    shape = _naturals(fields["shape"], f"{where}: shape")
-    offsets = _naturals(fields["data_offsets"], f"{where}: data_offsets")
+        raise CheckpointError(f"{_where(path, name)}: unknown dtype {short(dtype)}")
+    shape, offsets = (_naturals(path, name, fields, one) for one in ("shape", "data_offsets"))
     if len(shape) > MAX_DIMENSIONS or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise CheckpointError(f"{where}: impossible shape or data_offsets")
+        raise CheckpointError(f"{_where(path, name)}: impossible shape or data_offsets")
     held = offsets[1] - offsets[0]
     needed = math.prod(shape) * DTYPES[dtype].itemsize
     if held != needed:
         raise CheckpointError(
-            f"{where}: shape {list(shape)} of {dtype} needs {needed:,} bytes, its offsets hold "
-            f"{held:,}"
+            f"{_where(path, name)}: shape {list(shape)} of {dtype} needs {needed:,} bytes, its "
+            f"offsets hold {held:,}"
         )
     return TensorEntry(name, dtype, shape, base + offsets[0], base + offsets[1])
 
 
-def _naturals(value: object, where: str) -> tuple[int, ...]:
+def _where(path: Path, name: str) -> str:
+    return f"{path}: tensor {short(name)}"
+
+
+def _naturals(path: Path, name: str, fields: dict[str, Any], field: str) -> tuple[int, ...]:
+    value = fields[field]
     if not isinstance(value, list):
-        raise CheckpointError(f"{where} must be a list, not {short(value)}")
+        raise CheckpointError(f"{_where(path, name)}: {field} must be a list, not {short(value)}")
     for entry in value:
-        if isinstance(entry, bool) or not isinstance(entry, int) or not 0 <= entry <= _ADDRESS:
+        if type(entry) is not int or not 0 <= entry <= _ADDRESS:  # True is an int as well
+            where = f"{_where(path, name)}: {field}"
             raise CheckpointError(f"{where} holds {short(entry)}, not a possible size")
     return tuple(value)
 
@@ -183,7 +189,10 @@ def _check_cover(path: Path, entries: list[TensorEntry], base: int, size: int) -
     """Byte ranges in order must meet end to start, from the header to the end of the file."""
     position = base
     for entry in entries:
-        where = f"{path}: tensor {short(entry.name)}"
+        if entry.start == position and entry.stop <= size:
+            position = entry.stop
+            continue
+        where = _where(path, entry.name)
         if entry.stop > size:
             raise CheckpointError(
                 f"{where}: ends at byte {entry.stop:,} of a file of {size:,}",
@@ -191,8 +200,6 @@ def _check_cover(path: Path, entries: list[TensorEntry], base: int, size: int) -
             )
         if entry.start < position:
             raise CheckpointError(f"{where}: overlaps the tensor before it")
-        if entry.start > position:
-            raise CheckpointError(f"{where}: {entry.start - position:,} unused bytes before it")
-        position = entry.stop
+        raise CheckpointError(f"{where}: {entry.start - position:,} unused bytes before it")
     if position != size:
         raise CheckpointError(f"{path}: {size - position:,} bytes after the last tensor")

@@ -153,6 +153,17 @@ def test_a_long_cache_is_like_an_encoded_one(
     assert bool(torch.isfinite(logits).all())
 
 
+def test_a_long_cache_takes_the_memory_of_an_encoded_one(network: DiffusionGemma) -> None:
+    """No page of it is another one again."""
+    ids = torch.zeros(1, 600, dtype=torch.long)  # longer than a page
+    with torch.inference_mode():
+        cache = network.encode(ids)
+        passes.lengthen(network, cache, ids, 2_000)
+    raw = [held.raw for held in cache.layers if held.raw is not None]
+    starts = [page.memory.tensor.data_ptr() for pages in raw for page in pages.pages]
+    assert len(starts) == len(set(starts)) > 2 * len(raw)
+
+
 def test_passes_leave_the_context_as_it_was(network: DiffusionGemma) -> None:
     ready = Passes.make(network, 2, 9)
     for work in (ready.commit(), ready.token(), ready.encode(4), ready.head()):

@@ -144,7 +144,8 @@ def lengthen(network: DiffusionGemma, cache: KVCache, ids: Tensor, length: int) 
         count = min(ids.shape[1], length - cache.length)
         for index, fresh in enumerate(made):
             keys, values = fresh.keys[:, :, :count], fresh.values[:, :, :count]
-            raw = None if fresh.raw is None else fresh.raw[:, :, :count]
+            # A copy: pages of the cache keep what they are given, and would all be this one.
+            raw = None if fresh.raw is None else fresh.raw[:, :, :count].clone()
             cache.extend(index, fresh._replace(keys=keys, values=values, raw=raw))
         assert cache.next_position is not None
         cache.append(cache.next_position[:, None] + steps[:count])

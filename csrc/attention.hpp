@@ -1,9 +1,9 @@
 // Attention of many rows to many slots without writing the scores: 64 slots at a time, with a running
 // maximum and sum for each row.
 //
-// The query heads that share a key head are rows of one product. A row's groups of slots begin at the
-// first slot that any row of its batch entry may see, so padding before it changes no bit. Under a
-// mask that differs by rows, a row's last bits hang on what the others of its entry see.
+// The query heads that share a key head are rows of one product. What a row may not see changes no bit
+// of it: where the groups of 64 slots begin hangs on places alone (see `span_of`), a group of which a row
+// sees nothing leaves its sums as they are, and groups of which a whole task sees nothing are skipped.
 #pragma once
 
 #include "head.hpp"
@@ -14,18 +14,45 @@ constexpr int64_t kQueryRows = 96;  // rows of one task; a multiple of every til
 
 struct Span {
     int64_t begin, end;  // slots that some row of the batch entry sees
+    int64_t lead;        // places before the first of them in its group of 64
 };
 
-SFUMATO_INLINE Span seen(const Attention& job, int64_t batch) {
-    if (!job.mask) return {0, job.slots};
-    Span span = {job.slots, 0};
-    for (int64_t row = 0; row < job.rows; row++) {
-        const uint8_t* mask = job.mask + batch * job.mask_strides[0] + row * job.mask_strides[1];
-        int64_t first = 0, last = job.slots;
-        while (first < span.begin && !mask[first]) first++;
-        while (last > span.end && !mask[last - 1]) last--;
-        if (first < span.begin) span.begin = first;
-        if (last > span.end) span.end = last;
+struct Range {  // of places; empty where the least is above the most
+    int32_t least, most;
+    bool padded;  // whether there is padding beside them
+};
+
+SFUMATO_INLINE Range range_of(const int32_t* places, int64_t count) {
+    Range range = {INT32_MAX, -1, false};
+    for (int64_t i = 0; i < count; i++) {
+        range.padded |= places[i] < 0;
+        if (places[i] >= 0 && places[i] < range.least) range.least = places[i];
+        if (places[i] > range.most) range.most = places[i];
+    }
+    return range;
+}
+
+// Sums begin at a multiple of 64 places or, unless they are to be aligned so, at the first slot seen.
+SFUMATO_INLINE Span span_of(const Attention& job, int64_t batch) {
+    if (!job.slot_places) return {0, job.slots, 0};
+    const int32_t* places = job.slot_places + batch * job.slots;
+    const Range rows = range_of(job.query_places + batch * job.rows, job.rows);
+    Span span = {job.slots, 0, 0};
+    int64_t first = -1;  // of the slots seen, padding left aside
+    for (int64_t t = 0; t < job.slots; t++) {
+        const bool before =
+            places[t] >= 0 && places[t] <= rows.most && places[t] > rows.least - job.window;
+        const int64_t own = t - (job.slots - job.rows);  // as a row
+        const bool padding = own >= 0 && job.query_places[batch * job.rows + own] < 0;
+        const bool grouped = own >= 0 && job.groups && job.groups[batch * job.rows + own] >= 0;
+        if (!before && !padding && !grouped) continue;
+        if (t < span.begin) span.begin = t;
+        span.end = t + 1;
+        if (first < 0 && places[t] >= 0) first = t;
+    }
+    if (job.aligned && first >= 0) {
+        const int64_t place = places[first] - (first - span.begin);  // of `begin`, if it had one
+        span.lead = (place % kGroup + kGroup) % kGroup;
     }
     return span;
 }
@@ -43,14 +70,46 @@ SFUMATO_INLINE int64_t head_in(const Attention& job, const Block& block, int64_t
     return block.kv_head * (job.heads / job.kv_heads) + (block.first + i) / job.rows;
 }
 
-// Values of some slots as fp32 panels [dim / 16][slots][16]; slots beyond the last are zero.
-inline void value_panels(const Attention& job, const char* from, int64_t count, float* to) {
+// What a task's rows see of the slots [at, at + count): nothing, all, or one thing and another.
+enum class Seen { nothing, some, all };
+
+SFUMATO_INLINE Seen seen(const Attention& job, const Range& rows, const Range& slots, int64_t last) {
+    if (!job.slot_places) return Seen::all;
+    // Of the newest slots, padding sees itself and a group what may be after it.
+    if (last > job.slots - job.rows && (job.groups || rows.padded)) return Seen::some;
+    if (slots.least > rows.most || slots.most <= rows.least - job.window) return Seen::nothing;
+    const bool whole = !rows.padded && !slots.padded && slots.most <= rows.least &&
+                       slots.least > rows.most - job.window;
+    return whole ? Seen::all : Seen::some;
+}
+
+// Scores of slots that a row does not see become minus infinity. `at` is the slot of the first score.
+SFUMATO_INLINE void hide(const Attention& job, int64_t batch, int64_t row, int64_t at, int64_t count,
+                         float* scores) {
+    const int32_t place = job.query_places[batch * job.rows + row], first = place - job.window;
+    const int32_t* slots = job.slot_places + batch * job.slots + at;
+    const int64_t oldest = job.slots - job.rows - at;  // the newest slots begin there
+    const int32_t* groups = job.groups ? job.groups + batch * job.rows - oldest : nullptr;
+    const int32_t group = groups ? groups[oldest + row] : -1;
+    for (int64_t t = 0; t < count; t++) {
+        const bool before = (slots[t] >= 0) & (slots[t] <= place) & (slots[t] > first);
+        const bool grouped = group >= 0 && t >= oldest && groups[t] == group;
+        scores[t] = before | grouped | (t == oldest + row) ? scores[t] : -INFINITY;
+    }
+}
+
+// Values of `count` slots as fp32 panels [dim / 16][64][16], `lead` empty places before them; what is
+// empty is zero.
+inline void value_panels(const Attention& job, const char* from, int64_t lead, int64_t count,
+                         float* to) {
+    const int64_t size = job.bf16 ? 2 : 4;
     for (int64_t panel = 0; panel < job.dim / kPanel; panel++)
         for (int64_t t = 0; t < kGroup; t++) {
             float* own = to + (panel * kGroup + t) * kPanel;
-            const char* row = from + t * job.value_strides[2] * (job.bf16 ? 2 : 4);
+            const bool filled = t >= lead && t < lead + count;
+            const char* row = filled ? from + (t - lead) * job.value_strides[2] * size : nullptr;
             for (int i = 0; i < kPanel; i += kLanes)
-                store(own + i, t < count ? widened(row, job.bf16, panel * kPanel + i) : vf{});
+                store(own + i, filled ? widened(row, job.bf16, panel * kPanel + i) : vf{});
         }
 }
 
@@ -87,25 +146,49 @@ struct Rooms {
     uint32_t* words;
 };
 
+// Some slots that stand in one group of 64, behind `lead` places that none of the task's rows sees.
+struct Slots {
+    int64_t at, count, lead;
+    Seen seen;
+};
+
+// Where a block's keys or values begin at a slot.
+SFUMATO_INLINE const char* at_slot(const Attention& job, const void* base, const int64_t* strides,
+                                   const Block& block, int64_t at) {
+    const int64_t place = block.batch * strides[0] + block.kv_head * strides[1] + at * strides[2];
+    return (const char*)base + place * (job.bf16 ? 2 : 4);
+}
+
+// Scores [rows][64] of the slots; places without a slot are minus infinity.
 template <class Kind>
-inline void take_slots(const Attention& job, const Block& block, const Matrix& keys, int64_t group,
-                       int64_t begin, int64_t lda, const Rooms<Kind>& rooms) {
-    const int64_t size = job.bf16 ? 2 : 4, at = begin + group * kGroup;
-    const int64_t left = keys.n - group * kGroup, own = left < kGroup ? left : kGroup;
-    group_product<Kind>(rooms.queries, lda, block.count, keys, group, rooms.scores, rooms.words);
-    const char* values = (const char*)job.values + (block.batch * job.value_strides[0] +
-                                                    block.kv_head * job.value_strides[1] +
-                                                    at * job.value_strides[2]) * size;
-    value_panels(job, values, own, rooms.values);
+inline void score(const Attention& job, const Block& block, const Slots& slots, int64_t lda,
+                  const Rooms<Kind>& rooms) {
+    Matrix keys = {};
+    keys.format = job.bf16 ? Format::bf16_rows : Format::f32_rows;
+    keys.data = at_slot(job, job.keys, job.key_strides, block, slots.at);
+    keys.scale = keys.value_scale = 1.0f;
+    keys.n = slots.count;
+    keys.k = job.dim;
+    keys.stride = job.key_strides[2];
+    group_product<Kind>(rooms.queries, lda, block.count, keys, 0, rooms.scores, rooms.words);
     for (int64_t i = 0; i < block.count; i++) {
         float* scores = rooms.scores + i * kGroup;
-        for (int64_t t = own; t < kGroup; t++) scores[t] = -INFINITY;
-        if (job.mask) {
-            const uint8_t* mask = job.mask + block.batch * job.mask_strides[0] +
-                                  row_in(job, block, i) * job.mask_strides[1] + at;
-            for (int64_t t = 0; t < own; t++) scores[t] = mask[t] ? scores[t] : -INFINITY;
-        }
-        const float shrink = fold(scores, rooms.most + i, rooms.sum + i);
+        if (slots.seen == Seen::some)
+            hide(job, block.batch, row_in(job, block, i), slots.at, slots.count, scores);
+        if (slots.lead) memmove(scores + slots.lead, scores, sizeof(float) * slots.count);
+        for (int64_t t = 0; t < slots.lead; t++) scores[t] = -INFINITY;
+        for (int64_t t = slots.lead + slots.count; t < kGroup; t++) scores[t] = -INFINITY;
+    }
+}
+
+template <class Kind>
+inline void take_slots(const Attention& job, const Block& block, const Slots& slots, int64_t lda,
+                       const Rooms<Kind>& rooms) {
+    score<Kind>(job, block, slots, lda, rooms);
+    const char* values = at_slot(job, job.values, job.value_strides, block, slots.at);
+    value_panels(job, values, slots.lead, slots.count, rooms.values);
+    for (int64_t i = 0; i < block.count; i++) {
+        const float shrink = fold(rooms.scores + i * kGroup, rooms.most + i, rooms.sum + i);
         if (shrink == 1.0f) continue;
         for (int64_t d = 0; d < job.dim; d += kLanes) {
             float* mixed = rooms.mixed + i * job.dim + d;
@@ -117,6 +200,18 @@ inline void take_slots(const Attention& job, const Block& block, const Matrix& k
         run_panels<FloatWeights, 1>(rooms.scores, kGroup, block.count, kGroup, &words,
                                     rooms.mixed + panel * kPanel, job.dim);
     }
+}
+
+// The places of a task's rows.
+SFUMATO_INLINE Range rows_range(const Attention& job, const Block& block) {
+    Range range = {INT32_MAX, -1, false};
+    for (int64_t i = 0; job.slot_places && i < block.count; i++) {
+        const Range one = range_of(job.query_places + block.batch * job.rows + row_in(job, block, i), 1);
+        range.padded |= one.padded;
+        if (one.least < range.least) range.least = one.least;
+        if (one.most > range.most) range.most = one.most;
+    }
+    return range;
 }
 
 template <class Kind>
@@ -137,16 +232,17 @@ inline void run_block(const Attention& job, const Block& block, const Span& span
         rooms.sum[i] = 0;
     }
     memset(rooms.mixed, 0, sizeof(float) * block.count * dim);
-    Matrix keys = {};
-    keys.format = job.bf16 ? Format::bf16_rows : Format::f32_rows;
-    keys.data = (const char*)job.keys + (block.batch * job.key_strides[0] + block.kv_head * job.key_strides[1] +
-                                         span.begin * job.key_strides[2]) * size;
-    keys.scale = keys.value_scale = 1.0f;
-    keys.n = span.end - span.begin;
-    keys.k = dim;
-    keys.stride = job.key_strides[2];
-    for (int64_t group = 0; group < (keys.n + kGroup - 1) / kGroup; group++)
-        take_slots<Kind>(job, block, keys, group, span.begin, lda, rooms);
+    const Range rows = rows_range(job, block);
+    for (int64_t at = span.begin, lead = span.lead; at < span.end; lead = 0) {
+        const int64_t left = span.end - at, room = kGroup - lead;
+        Slots slots = {at, room < left ? room : left, lead, Seen::all};
+        if (job.slot_places) {
+            const Range range = range_of(job.slot_places + block.batch * job.slots + at, slots.count);
+            slots.seen = seen(job, rows, range, at + slots.count);
+        }
+        if (slots.seen != Seen::nothing) take_slots<Kind>(job, block, slots, lda, rooms);
+        at += slots.count;
+    }
     for (int64_t i = 0; i < block.count; i++) {
         const int64_t place =
             ((block.batch * job.rows + row_in(job, block, i)) * job.heads + head_in(job, block, i)) * dim;
@@ -166,7 +262,7 @@ inline void attention_of(const Attention& job) {
     const int64_t heads = job.heads / job.kv_heads, lines = heads * job.rows;
     const int64_t blocks = (lines + kQueryRows - 1) / kQueryRows, dim = job.dim;
     Span* spans = (Span*)scratch(0, (int64_t)sizeof(Span) * job.batch);
-    for (int64_t batch = 0; batch < job.batch; batch++) spans[batch] = seen(job, batch);
+    for (int64_t batch = 0; batch < job.batch; batch++) spans[batch] = span_of(job, batch);
 #pragma omp parallel num_threads(job.threads)
     {
         Rooms<Kind> rooms;

@@ -121,8 +121,12 @@ struct Attention {
     bool bf16;
     int64_t batch, heads, kv_heads, rows, slots, dim;
     int64_t query_strides[3], key_strides[3], value_strides[3];  // of batch, head, position
-    const uint8_t* mask;      // [batch, rows, slots] of 0 and 1 by mask_strides, or null
-    int64_t mask_strides[2];  // of batch and row; the last is 1
+    // Who sees whom; without slot_places every row sees every slot. A row at place q sees the slots whose
+    // places p obey q - window < p <= q and p >= 0, and of the newest `rows` slots its own and its group's.
+    const int32_t *query_places, *slot_places;  // [batch, rows], [batch, slots]; below 0: padding
+    const int32_t* groups;                      // [batch, rows], below 0: in none; or null
+    int32_t window;
+    bool aligned;  // groups of slots begin at places that are multiples of 64, not at the first seen
     void* out;                // [batch, rows, heads, dim], without gaps
     int threads;
 };

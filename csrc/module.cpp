@@ -180,7 +180,9 @@ void strides_of(const Array& a, int64_t* strides) {
 }
 
 void run_attention(const std::string& set, const Array& queries, const Array& keys, const Array& values,
-                   const std::optional<Array>& mask, const Array& out, int threads) {
+                   const std::optional<Array>& query_places, const std::optional<Array>& slot_places,
+                   const std::optional<Array>& groups, int64_t window, bool aligned, const Array& out,
+                   int threads) {
     const Array* each[4] = {&queries, &keys, &values, &out};
     for (const Array* a : each) {
         need(a->ndim() == 4 && a->dtype() == queries.dtype(), "all must be [., ., ., dim] of one dtype");
@@ -210,15 +212,17 @@ void run_attention(const std::string& set, const Array& queries, const Array& ke
     strides_of(queries, job.query_strides);
     strides_of(keys, job.key_strides);
     strides_of(values, job.value_strides);
-    if (mask) {
-        need(mask->ndim() == 3 && mask->dtype().bits == 8 && (int64_t)mask->shape(0) == job.batch &&
-                 (int64_t)mask->shape(1) == job.rows && (int64_t)mask->shape(2) == job.slots,
-             "mask must be [batch, rows, slots] of bytes");
-        need(job.slots <= 1 || mask->stride(2) == 1, "a mask's slots must lie without gaps");
-        job.mask = (const uint8_t*)mask->data();
-        job.mask_strides[0] = mask->stride(0);
-        job.mask_strides[1] = mask->stride(1);
+    need(query_places.has_value() == slot_places.has_value(), "queries and slots have places, or neither");
+    if (slot_places) {
+        job.query_places = table_of<int32_t>(*query_places, "query_places", job.batch, job.rows);
+        job.slot_places = table_of<int32_t>(*slot_places, "slot_places", job.batch, job.slots);
+        need(job.rows <= job.slots, "the newest slots are the rows' own");
+        need(window >= 1 && window <= 1 << 30, "window must be from 1 to 2^30");
+        job.window = (int32_t)window;
+        job.aligned = aligned;
     }
+    need(!groups || slot_places, "groups belong to places");
+    if (groups) job.groups = table_of<int32_t>(*groups, "groups", job.batch, job.rows);
     job.out = const_cast<void*>(out.data());
     job.threads = threads_of(threads);
     const Kernels& kernels = set_of(set);
@@ -287,5 +291,7 @@ NB_MODULE(_kernels, module) {
                nb::arg("cosines").none(), nb::arg("sines").none(), nb::arg("eps"), nb::arg("out"),
                nb::arg("threads"));
     module.def("attention", run_attention, nb::arg("set"), nb::arg("queries"), nb::arg("keys"),
-               nb::arg("values"), nb::arg("mask").none(), nb::arg("out"), nb::arg("threads"));
+               nb::arg("values"), nb::arg("query_places").none(), nb::arg("slot_places").none(),
+               nb::arg("groups").none(), nb::arg("window"), nb::arg("aligned"), nb::arg("out"),
+               nb::arg("threads"));
 }

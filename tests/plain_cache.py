@@ -16,7 +16,7 @@ from sfumato.config.model import LayerKind
 from sfumato.kv.cache import KVCache
 from sfumato.model.attention import Attention
 from sfumato.model.diffusion_gemma import DiffusionGemma
-from sfumato.model.masks import denoise_mask, encode_mask, image_groups
+from sfumato.ops.visibility import Canvas, Causal, image_groups
 
 
 @dataclass
@@ -149,7 +149,7 @@ class PlainNetwork(DiffusionGemma):
             queries, fresh = layer.project(x, tables[layer.kind])
             keys, values = plain.joined(index, fresh.keys, fresh.values)
             window = plain.window if plain.sliding[index] else None
-            mask = encode_mask(positions, plain.slots(index, positions), window, groups)
+            mask = Causal(positions, plain.slots(index, positions), window, groups).mask
             mixed = mix(layer.self_attn, queries, keys, values, mask)
             x = layer.finish(x, mixed, self.encoder_scalars[index])
             all_keys.append(keys)
@@ -173,7 +173,7 @@ class PlainNetwork(DiffusionGemma):
             if plain.padded:
                 window = plain.window if plain.sliding[index] else None
                 slots = plain.slots(index, positions)[:, :-length]
-                mask = denoise_mask(plain.next_position, slots, window, length)
+                mask = Canvas(plain.next_position, slots, window, length).mask
                 masks[layer.kind] = mask.expand(-1, 1, length, -1)
             mixed = mix(layer.self_attn, queries, keys, values, masks.get(layer.kind))
             x = layer.finish(x, mixed, layer.layer_scalar)

@@ -11,8 +11,9 @@ from torch import Tensor
 from sfumato.ops import attention as attention_op
 from sfumato.ops import norm as norm_op
 from sfumato.ops.attention import attention
-from sfumato.ops.kernels import Kernels
+from sfumato.ops.kernels import Kernels, give
 from sfumato.ops.norm import heads, norm
+from sfumato.ops.visibility import Canvas, Causal
 
 many = settings(max_examples=25, deadline=None)
 DTYPES = (torch.float32, torch.bfloat16)
@@ -37,26 +38,63 @@ def _qkv(
     return queries.to(dtype), keys.to(dtype), values.to(dtype)
 
 
-@given(shapes, st.sampled_from(DTYPES), st.booleans(), st.integers(0, 999))
-@many
+def _causal(
+    batch: int, length: int, slots: int, window: int | None, images: bool, seed: int
+) -> Causal:
+    """Rows behind `slots - length` cached slots, padding and images anywhere."""
+    generator = torch.Generator().manual_seed(seed)
+    real = torch.rand(batch, slots, generator=generator) > 0.3 * (seed % 3 > 0)
+    positions = torch.where(real, real.cumsum(1) - 1, -1)
+    queries = positions[:, slots - length :]
+    groups = None
+    if images:
+        groups = (torch.rand(batch, length, generator=generator) * 4).long() // 2 - 1
+        groups = groups.masked_fill(queries < 0, -1)
+    return Causal(queries, positions, window, groups)
+
+
+@given(
+    shapes,
+    st.sampled_from(DTYPES),
+    st.sampled_from([0, None, 1, 5, 64, 100]),
+    st.booleans(),
+    st.integers(0, 999),
+)
+@settings(max_examples=50, deadline=None)
 def test_attention_is_the_reference(
     kernels: Kernels,
     shape: tuple[int, tuple[int, int], int, int, int],
     dtype: torch.dtype,
-    masked: bool,
+    window: int | None,
+    images: bool,
     seed: int,
 ) -> None:
-    queries, keys, values = _qkv(shape, dtype, seed)
-    mask = None
-    if masked:
-        size = (shape[0], shape[2], shape[3])
-        mask = torch.rand(size, generator=torch.Generator().manual_seed(seed)) > 0.5
-        mask[:, :, seed % shape[3]] = True
-    found = attention(queries, keys, values, mask, kernels)
-    exact = attention_op.reference(queries.float(), keys.float(), values.float(), mask)
+    batch, counts, length, slots, dim = shape
+    slots = max(slots, length)
+    queries, keys, values = _qkv((batch, counts, length, slots, dim), dtype, seed)
+    sight = None if window == 0 else _causal(batch, length, slots, window, images, seed)
+    found = attention(queries, keys, values, sight, kernels)
+    exact = attention_op.reference(queries.float(), keys.float(), values.float(), sight)
     assert found.dtype == dtype
     bound = BOUNDS[dtype]
     torch.testing.assert_close(found.float(), exact, rtol=bound, atol=bound)
+
+
+@given(
+    st.integers(0, 200), st.integers(1, 90), st.sampled_from([None, 7, 64, 90]), st.integers(0, 99)
+)
+@many
+def test_a_canvas_sees_itself_and_what_is_cached(
+    kernels: Kernels, held: int, length: int, window: int | None, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    real = torch.rand(2, held, generator=generator) > 0.2
+    positions = torch.where(real, real.cumsum(1) - 1, -1)
+    sight = Canvas(real.sum(1), positions, window, length)
+    queries, keys, values = _qkv((2, (4, 2), length, held + length, 32), torch.float32, seed)
+    found = attention(queries, keys, values, sight, kernels)
+    exact = attention_op.reference(queries, keys, values, sight)
+    torch.testing.assert_close(found, exact, rtol=2e-5, atol=2e-5)
 
 
 def test_views_of_a_cache(kernels: Kernels) -> None:
@@ -71,16 +109,54 @@ def test_views_of_a_cache(kernels: Kernels) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_padding_changes_no_bit(kernels: Kernels, dtype: torch.dtype) -> None:
-    queries, keys, values = _qkv((1, (4, 2), 30, 100, 32), dtype, 2)
-    alone = attention(queries, keys, values, None, kernels)
-    before, after = 37, 11
-    fill = torch.randn(1, 2, before + 100 + after, 32, generator=torch.Generator().manual_seed(3))
+@pytest.mark.parametrize("window", [None, 50])
+def test_padding_changes_no_bit(kernels: Kernels, dtype: torch.dtype, window: int | None) -> None:
+    before, held, length, after = 37, 70, 30, 11
+    queries, keys, values = _qkv((1, (4, 2), length, held + length, 32), dtype, 2)
+    places = torch.arange(held + length)[None]
+    fill = torch.randn(1, 2, before + held + length, 32, generator=torch.Generator().manual_seed(3))
     wide_keys, wide_values = fill.to(dtype), fill.flip(0).to(dtype).clone()
-    wide_keys[:, :, before:-after], wide_values[:, :, before:-after] = keys, values
-    mask = torch.zeros(1, 30, 148, dtype=torch.bool)
-    mask[:, :, before:-after] = True
-    assert torch.equal(attention(queries, wide_keys, wide_values, mask, kernels), alone)
+    wide_keys[:, :, before:], wide_values[:, :, before:] = keys, values
+    padded = torch.cat([torch.full((1, before), -1), places], dim=1)
+    alone = attention(queries, keys, values, Causal(places[:, held:], places, window), kernels)
+    sight = Causal(places[:, held:], padded, window)
+    assert torch.equal(attention(queries, wide_keys, wide_values, sight, kernels), alone)
+    longer = (torch.cat([one, one[:, :, :after]], dim=2) for one in (queries, keys, values))
+    more_queries, more_keys, more_values = longer
+    ends = torch.cat([places, torch.full((1, after), -1)], dim=1)
+    sight = Causal(ends[:, held:], ends, window)
+    found = attention(more_queries, more_keys, more_values, sight, kernels)
+    assert torch.equal(found[:, :length], alone)
+
+    first = held if window is None else window - 1
+    seen = [one[:, :, held - first :] for one in (keys, values)]
+    alone = attention(queries, seen[0], seen[1], None, kernels)
+    canvas = Canvas(torch.tensor([held]), padded[:, : before + held], window, length)
+    assert torch.equal(attention(queries, wide_keys, wide_values, canvas, kernels), alone)
+
+
+@given(
+    st.lists(st.integers(1, 90), min_size=1, max_size=5),
+    st.sampled_from([None, 1, 64, 75]),
+    st.sampled_from(DTYPES),
+)
+@many
+def test_bits_do_not_hang_on_the_pass(
+    kernels: Kernels, lengths: list[int], window: int | None, dtype: torch.dtype
+) -> None:
+    total = sum(lengths)
+    queries, keys, values = _qkv((1, (4, 2), total, total, 32), dtype, 7)
+    places = torch.arange(total)[None]
+    whole = attention(queries, keys, values, Causal(places, places, window), kernels)
+    start = 0
+    for length in lengths:
+        end = start + length
+        first = 0 if window is None else max(0, start - (window - 1))
+        held, new = slice(first, end), slice(start, end)
+        sight = Causal(places[:, new], places[:, held], window)
+        part = attention(queries[:, :, new], keys[:, :, held], values[:, :, held], sight, kernels)
+        assert torch.equal(part, whole[:, new])
+        start = end
 
 
 def test_bits_hang_neither_on_threads_nor_on_the_batch(kernels: Kernels) -> None:
@@ -97,13 +173,44 @@ def test_bits_hang_neither_on_threads_nor_on_the_batch(kernels: Kernels) -> None
     assert torch.equal(one[0, 0], whole[1, 40])
 
 
-def test_a_row_that_sees_nothing_is_no_number(kernels: Kernels) -> None:
+def test_padding_sees_itself(kernels: Kernels) -> None:
     queries, keys, values = _qkv((1, (2, 1), 4, 70, 16), torch.float32, 5)
-    mask = torch.ones(1, 4, 70, dtype=torch.bool)
-    mask[0, 2] = False
-    found = attention(queries, keys, values, mask, kernels)
-    assert bool(found[0, 2].isnan().all())
-    assert bool(found[0, [0, 1, 3]].isfinite().all())
+    places = torch.arange(70)[None].clone()
+    places[0, 68] = -1
+    found = attention(queries, keys, values, Causal(places[:, 66:], places), kernels)
+    torch.testing.assert_close(found[0, 2], values[0, :, 68].expand(2, -1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"slots": None}, "places, or neither"),
+        ({"queries": torch.zeros(1, 5, dtype=torch.int32)}, "query_places"),
+        ({"slots": torch.zeros(1, 70)}, "slot_places"),
+        ({"groups": torch.zeros(4, dtype=torch.int32)}, "groups"),
+        ({"window": 0}, "window"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    kernels: Kernels, changes: dict[str, Tensor | int | None], message: str
+) -> None:
+    queries, keys, values = _qkv((1, (2, 1), 4, 70, 16), torch.float32, 5)
+    places = Causal(torch.arange(66, 70)[None], torch.arange(70)[None]).places
+    wrong = places._replace(**changes)  # type: ignore[arg-type]
+    out = queries.new_empty(1, 4, 2, 16)
+    handed = [
+        None if one is None else give(one) for one in (wrong.queries, wrong.slots, wrong.groups)
+    ]
+    with pytest.raises(ValueError, match=message):
+        kernels.native.attention(
+            kernels.name,
+            *(give(one) for one in (queries, keys, values)),
+            *handed,
+            wrong.window,
+            wrong.aligned,
+            give(out),
+            kernels.threads,
+        )
 
 
 def test_large_scores_do_not_overflow(kernels: Kernels) -> None:

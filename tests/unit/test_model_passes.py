@@ -59,13 +59,18 @@ def test_several_passes_are_one(cells: int, padded: str | None, images: bool) ->
     )
 
 
+@pytest.fixture(scope="module")
+def plain() -> DiffusionGemma:
+    return network()
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.booleans(), min_size=1, max_size=40), st.integers(1, 400), st.integers(0, 30))
-def test_cuts_reach_the_end_and_spare_images(places: list[bool], cells: int, held: int) -> None:
-    net = DiffusionGemma.__new__(DiffusionGemma)
-    torch.nn.Module.__init__(net)
-    net.encode_cells = cells
-    cuts = net._cuts(torch.tensor([places]), held)
+def test_cuts_reach_the_end_and_spare_images(
+    plain: DiffusionGemma, places: list[bool], cells: int, held: int
+) -> None:
+    plain.encode_cells = cells
+    cuts = plain._cuts(torch.tensor([places]), held)
     assert cuts[-1] == len(places)
     assert cuts == sorted(set(cuts))
     assert cuts[0] > 0

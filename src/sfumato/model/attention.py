@@ -16,9 +16,10 @@ from sfumato.kv.cache import Fresh
 from sfumato.model.linear import Linear
 from sfumato.model.norm import RMSNorm, rms_norm
 from sfumato.model.rope import rotate
+from sfumato.ops.visibility import Visibility
 
-# Queries, keys, values and mask to mixed values, as `Attention.mix`.
-MixKernel = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+# Queries, keys, values and who sees whom to mixed values, as `Attention.mix`.
+MixKernel = Callable[[Tensor, Tensor, Tensor, Visibility | None], Tensor]
 # Raw keys [B, N, S, H] and rotary tables to keys and values of that shape.
 DeriveKernel = Callable[[Tensor, tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]
 
@@ -57,15 +58,18 @@ class Attention(nn.Module):
         raw = raw_keys.transpose(1, 2) if self.v_proj is None else None
         return queries.transpose(1, 2), Fresh(keys.transpose(1, 2), values.transpose(1, 2), raw)
 
-    def mix(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    def mix(
+        self, queries: Tensor, keys: Tensor, values: Tensor, sight: Visibility | None
+    ) -> Tensor:
         """Weighted values [B, N, S, H].
 
-        `keys` and `values` [B, N_kv, T, H]; `mask` [B or 1, 1, S or 1, T], true where a query may
-        look, or None for everywhere. Torch's kernel reads each of the N_kv heads for its group of
-        query heads, with the bits that repeated heads would give.
+        `keys` and `values` [B, N_kv, T, H]; `sight` says where a query may look, None everywhere.
+        Torch's kernel reads each of the N_kv heads for its group of query heads, with the bits that
+        repeated heads would give.
         """
         if self.kernel is not None:
-            return self.kernel(queries, keys, values, mask)
+            return self.kernel(queries, keys, values, sight)
+        mask = None if sight is None else sight.mask
         return functional.scaled_dot_product_attention(
             queries, keys, values, attn_mask=mask, scale=1.0, enable_gqa=self.group_size > 1
         )

@@ -18,6 +18,7 @@ from sfumato.kv.cache import Fresh, KVCache
 from sfumato.model.attention import Attention
 from sfumato.model.norm import rms_norm
 from sfumato.model.rope import rotary_tables, rotate, turning_tables
+from sfumato.ops.visibility import Visibility
 
 
 def mix_derived(
@@ -27,7 +28,7 @@ def mix_derived(
     cache: KVCache,
     layer: int,
     rope: RopeConfig,
-    mask: Tensor | None,
+    sight: Visibility | None,
 ) -> Tensor:
     """`Attention.mix` [B, N, S, H] of `queries` over the cached prefix of `layer` and `fresh`."""
     group = attention.group_size
@@ -36,7 +37,7 @@ def mix_derived(
         mine = slice(head * group, (head + 1) * group)
         mixed.append(
             attention.mix(
-                queries[:, mine], *derived(attention, fresh, cache, layer, head, rope), mask
+                queries[:, mine], *derived(attention, fresh, cache, layer, head, rope), sight
             )
         )
     return torch.cat([one.transpose(1, 2) for one in mixed], dim=2).transpose(1, 2)

@@ -19,13 +19,13 @@ from sfumato.errors import InputError
 from sfumato.kv.cache import DERIVED_BYTES, Fresh, KVCache
 from sfumato.model.derived import mix_derived
 from sfumato.model.layer import Layer
-from sfumato.model.masks import denoise_mask, encode_mask, image_groups
 from sfumato.model.norm import RMSNorm
 from sfumato.model.rope import rotary_tables
 from sfumato.model.self_conditioning import SelfConditioning
 from sfumato.model.vision import VisionProjector, VisionTower
 from sfumato.ops.kernels import Kernels
 from sfumato.ops.linear import linear
+from sfumato.ops.visibility import Canvas, Causal, Visibility, image_groups
 from sfumato.ops.weight import Weight, rows
 from sfumato.quant.nvfp4 import Nvfp4Tensor
 
@@ -86,10 +86,13 @@ class Body(nn.Module):
         self.encoder = Encoder(config)
 
 
-# Cells of one pass's attention mask, rows x new positions x all positions. Longer prompts are
-# encoded in several passes: memory grows with their length and not with its square. Up to 8,192
-# positions a single prompt is one pass, and has the reference's bits.
+# Cells of one pass's attention mask, rows x new positions x all positions, where torch wants it
+# written. Longer prompts are encoded in several passes: memory grows with their length and not with
+# its square. Up to 8,192 positions a single prompt is one pass, and has the reference's bits.
 ENCODE_CELLS = 1 << 26
+# New positions of one pass, of all rows, where kernels write no mask. The results' bits do not hang
+# on it: it bounds what is in memory beside the cache, of the released model 0.2 GB.
+ENCODE_POSITIONS = 2048
 
 
 class DiffusionGemma(nn.Module):
@@ -100,6 +103,7 @@ class DiffusionGemma(nn.Module):
         self.config = config
         self.checkpoint_layers = False  # training: recompute layers instead of storing them
         self.encode_cells = ENCODE_CELLS
+        self.encode_positions = ENCODE_POSITIONS
         self.cache_dtype: str | None = None  # of new caches: "int8", or None for the weights' own
         self.derived_bytes = DERIVED_BYTES  # of new caches: derived keys and values kept at most
         self.kernels: Kernels | None = None  # set by `use_kernels`
@@ -258,11 +262,14 @@ class DiffusionGemma(nn.Module):
     def _cuts(self, images: Tensor, held: int) -> list[int]:
         """Where passes over new positions end, the last one included; no image is cut in two.
 
-        `images` [B, T] is true on image tokens, `held` positions are cached already. A pass's mask
-        holds its positions times all before them, which is what bounds its length.
+        `images` [B, T] is true on image tokens, `held` positions are cached already. What bounds a
+        pass is its written mask, which holds its positions times all before them, or without one
+        the number of its positions.
         """
-        total = images.shape[1]
-        length = max(1, self.encode_cells // (images.shape[0] * (held + total)))
+        batch, total = images.shape
+        written = any(layer.self_attn.kernel is None for layer in self.layers)
+        most = self.encode_cells // (held + total) if written else self.encode_positions
+        length = max(1, most // batch)
         if length >= total:
             return [total]
         inside = (images[:, 1:] & images[:, :-1]).any(0).tolist()  # cutting before place i + 1
@@ -290,15 +297,15 @@ class DiffusionGemma(nn.Module):
         groups = image_groups(input_ids, self.config.image_token_id) if bidirectional else None
         tables = self.tables(positions.clamp(min=0), x.dtype)
         scalars = self.encoder_scalars
-        masks: dict[LayerKind, Tensor] = {}
+        sights: dict[LayerKind, Visibility] = {}
         for index, layer in enumerate(self.layers):
             queries, fresh = layer.project(x, tables[layer.kind])
             pair = cache.extend(index, fresh)
-            if layer.kind not in masks:
+            if layer.kind not in sights:
                 window = cache.window if cache.sliding[index] else None
                 slots = cache.slots(index, positions)
-                masks[layer.kind] = encode_mask(positions, slots, window, groups)
-            mixed = self._mix(layer, cache, index, queries, fresh, pair, masks[layer.kind])
+                sights[layer.kind] = Causal(positions, slots, window, groups)
+            mixed = self._mix(layer, cache, index, queries, fresh, pair, sights[layer.kind])
             x = layer.finish(x, mixed, scalars[index])
         cache.append(positions)
         final: Tensor = self.model.decoder.norm(x)
@@ -327,16 +334,16 @@ class DiffusionGemma(nn.Module):
         steps = torch.arange(length, device=canvas.device)
         positions = cache.next_position[:, None] + steps
         tables = self.tables(positions, x.dtype)
-        masks: dict[LayerKind, Tensor] = {}
+        sights: dict[LayerKind, Visibility] = {}
         for index, layer in enumerate(self.layers):
             queries, fresh = layer.project(x, tables[layer.kind])
             pair = cache.joined(index, fresh)
-            if cache.padded and layer.kind not in masks:
+            if cache.padded and layer.kind not in sights:
                 # Without padding a sliding layer's slots are just the window: nothing to hide.
                 window = cache.window if cache.sliding[index] else None
                 slots = cache.slots(index, positions)[:, :-length]
-                masks[layer.kind] = denoise_mask(cache.next_position, slots, window, length)
-            mixed = self._mix(layer, cache, index, queries, fresh, pair, masks.get(layer.kind))
+                sights[layer.kind] = Canvas(cache.next_position, slots, window, length)
+            mixed = self._mix(layer, cache, index, queries, fresh, pair, sights.get(layer.kind))
             x = layer.finish(x, mixed, layer.layer_scalar)
         final: Tensor = self.model.decoder.norm(x)
         return final
@@ -355,16 +362,16 @@ class DiffusionGemma(nn.Module):
         queries: Tensor,
         fresh: Fresh,
         pair: tuple[Tensor, Tensor] | None,
-        mask: Tensor | None,
+        sight: Visibility | None,
     ) -> Tensor:
         """Attention [B, N, S, H] of `layer`, number `index`, over the cached prefix and `fresh`.
 
         `pair` are its keys and values if the cache could give them; else they are derived here.
         """
         if pair is not None:
-            return layer.self_attn.mix(queries, *pair, mask)
+            return layer.self_attn.mix(queries, *pair, sight)
         rope = self.config.text.rope(layer.kind)
-        return mix_derived(layer.self_attn, queries, fresh, cache, index, rope, mask)
+        return mix_derived(layer.self_attn, queries, fresh, cache, index, rope, sight)
 
     def embed_canvas(
         self,

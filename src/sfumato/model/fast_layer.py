@@ -22,6 +22,7 @@ from sfumato.ops.attention import attention
 from sfumato.ops.kernels import Kernels, give
 from sfumato.ops.norm import heads, norm
 from sfumato.ops.route import route
+from sfumato.ops.visibility import Visibility
 from sfumato.ops.weight import Weight
 
 
@@ -142,10 +143,11 @@ class FastLayer:
         keys = self._heads(own, self._keys, _wide(tables, raw.shape[0]))
         return keys, self._heads(own, Gain(None, self._layer.self_attn.eps), None)
 
-    def mix(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        """Weighted values [B, N, S, H]; `mask` [B or 1, 1, S or 1, T]."""
-        own = None if mask is None else mask[:, 0]
-        return attention(queries, keys, values, own, self.kernels).transpose(1, 2)
+    def mix(
+        self, queries: Tensor, keys: Tensor, values: Tensor, sight: Visibility | None
+    ) -> Tensor:
+        """Weighted values [B, N, S, H], as `Attention.mix`."""
+        return attention(queries, keys, values, sight, self.kernels).transpose(1, 2)
 
     def finish(self, x: Tensor, mixed: Tensor, scalar: Tensor) -> Tensor:
         """The layer's output [B, S, D]; `scalar` has one element."""

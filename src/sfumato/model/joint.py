@@ -20,7 +20,7 @@ from sfumato.kv.cache import Fresh
 from sfumato.model.attention import Attention
 from sfumato.model.diffusion_gemma import DiffusionGemma
 from sfumato.model.layer import Layer
-from sfumato.model.masks import encode_mask
+from sfumato.ops.visibility import Causal
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def _plan(positions: Tensor, starts: Tensor, window: int | None) -> Plan:
     seen = (keys >= 0) & (keys < first)
     if window is not None:
         seen &= keys > first - window
-    causal = encode_mask(positions, positions, window)
+    causal = Causal(positions, positions, window).mask
     return Plan(
         positions.shape[1], starts.shape[1], _additive(causal), _additive(seen)[:, None, :, None]
     )

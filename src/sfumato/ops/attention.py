@@ -1,10 +1,10 @@
 """Attention of many rows to many slots, without writing the scores.
 
 Contract of `attention`: queries [B, N, S, H], keys and values [B, N_kv, T, H]; query heads share
-key heads in groups of N / N_kv. Scores are not scaled. `mask` [B, S, T], true where a row may look,
-or None for everywhere; a row that may look nowhere gets NaN. The result is [B, S, N, H] in the
-queries' dtype. Slots that no row of an entry may see change no bit of it, so padding before or
-after what is seen does not either.
+key heads in groups of N / N_kv. Scores are not scaled. `sight` says who may look at whom, None
+that all may look everywhere. The result is [B, S, N, H] in the queries' dtype. Slots that a row may
+not see change no bit of it, and where positions follow one another without padding between them, a
+row's bits do not hang on the pass that it comes in.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from sfumato.ops.kernels import Kernels, give
 from sfumato.ops.linear import ACTIVATIONS
+from sfumato.ops.visibility import Visibility
 
 PANEL = 16
 
@@ -32,36 +33,42 @@ def attention(
     queries: Tensor,
     keys: Tensor,
     values: Tensor,
-    mask: Tensor | None = None,
+    sight: Visibility | None = None,
     kernels: Kernels | None = None,
 ) -> Tensor:
     """Mixed values [B, S, N, H]; see the module's contract."""
     if kernels is None:
-        return reference(queries, keys, values, mask)
+        return reference(queries, keys, values, sight)
     batch, count, length, dim = queries.shape
     out = queries.new_empty(batch, length, count, dim)
-    if mask is not None:
-        mask = mask.expand(batch, length, keys.shape[2])
+    places = None if sight is None else sight.places
+    groups = None if places is None else places.groups
     kernels.native.attention(
         kernels.name,
         give(queries),
         give(keys),
         give(values),
-        None if mask is None else give(mask),
+        None if places is None else give(places.queries),
+        None if places is None else give(places.slots),
+        None if groups is None else give(groups),
+        1 if places is None else places.window,
+        places is not None and places.aligned,
         give(out),
         kernels.threads,
     )
     return out
 
 
-def reference(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+def reference(
+    queries: Tensor, keys: Tensor, values: Tensor, sight: Visibility | None = None
+) -> Tensor:
     """The same in torch."""
     times = queries.shape[1] // keys.shape[1]
     mixed = functional.scaled_dot_product_attention(
         queries,
         keys.repeat_interleave(times, dim=1),
         values.repeat_interleave(times, dim=1),
-        attn_mask=None if mask is None else mask[:, None],
+        attn_mask=None if sight is None else sight.mask,
         scale=1.0,
     )
     return mixed.transpose(1, 2)

@@ -187,13 +187,14 @@ def is_from(stored: Nvfp4Tensor, weight: Tensor, rule: ScaleRule) -> bool:
 def check_scales(tensor: Nvfp4Tensor) -> None:
     """Raise QuantisationError for scales that no weight can have: see `decode`."""
     largest = tensor.scale.view(torch.uint8).max()  # one pass and no memory: a file may hold 2 GB
-    if int(largest) >= 0x7F:  # NaN, and everything below zero
+    if largest.item() >= 0x7F:  # NaN, and everything below zero
         raise QuantisationError("holds a group scale that is NaN or negative")
-    factors = tensor.tensor_scale.double()
-    factors = 1 / factors if tensor.reciprocal else factors
-    # Written so that NaN fails.
-    if not bool(((factors > 0) & (factors <= LARGEST_TENSOR_SCALE)).all()):
-        raise QuantisationError("holds an impossible tensor scale")
+    for factor in tensor.tensor_scale.flatten().tolist():  # numbers: there are 12,000 such tensors
+        own = factor
+        if tensor.reciprocal:
+            own = 1 / factor if factor else math.inf
+        if not 0 < own <= LARGEST_TENSOR_SCALE:  # written so that NaN fails
+            raise QuantisationError("holds an impossible tensor scale")
 
 
 def largest_of(weight: Tensor) -> Tensor:

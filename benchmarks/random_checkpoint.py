@@ -1,6 +1,6 @@
 """Write a checkpoint of a named shape with random weights, which sfumato and transformers load.
 
-Usage: python benchmarks/random_checkpoint.py DIR SHAPE [--nvfp4]
+Usage: python benchmarks/random_checkpoint.py DIR SHAPE [--nvfp4 [--int8-embedding]]
 
 SHAPE is small, released, or released:4 for 4 of its layers. The weights are those of
 `sfumato bench --shape SHAPE`, in memory one tensor at a time, 2 GB at most. The folder takes 8 GB
@@ -24,6 +24,7 @@ from sfumato.config.model import ModelConfig
 from sfumato.config.quantisation import FIELD, FILE
 from sfumato.config.write import to_json
 from sfumato.errors import InputError, SfumatoError
+from sfumato.quant.int8 import quantise_rows
 from sfumato.quant.nvfp4 import FOUR_OVER_SIX, GROUP, quantise
 from sfumato.weights.disk import write_json
 from sfumato.weights.export import MAX_SHARD_BYTES, export_tensors
@@ -70,7 +71,9 @@ class _RandomCodes:
         return torch.cat([ring[start:], *[ring] * (turns - 1)])[:count]
 
 
-def write_nvfp4(config: ModelConfig, weights: RandomWeights, folder: Path) -> None:
+def write_nvfp4(
+    config: ModelConfig, weights: RandomWeights, folder: Path, *, int8_embedding: bool = False
+) -> None:
     """What quantising random weights would write, without the weights. Raises SfumatoError."""
     if folder.exists():
         raise InputError(f"{folder}: exists already", hint="choose another folder")
@@ -83,7 +86,8 @@ def write_nvfp4(config: ModelConfig, weights: RandomWeights, folder: Path) -> No
         for name, shape in expected.items()
     }
     chosen = choose(expected, ())
-    jobs = plan_jobs(expected, {name: name for name in expected}, entries, chosen)
+    names = {name: name for name in expected}
+    jobs = plan_jobs(expected, names, entries, chosen, int8_embedding=int8_embedding)
     shards = cut_shards(jobs, MAX_SHARD_BYTES)
     codes = _RandomCodes(min(_GROUPS, max(map(math.prod, expected.values())) // GROUP + 1))
     weight_map: dict[str, str] = {}
@@ -94,7 +98,8 @@ def write_nvfp4(config: ModelConfig, weights: RandomWeights, folder: Path) -> No
         weight_map |= {one.name: file for one in written}
     total = sum(job.size for job in jobs)
     write_json(aside / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-    field, beside = description(kept_modules(expected, chosen))
+    kept = kept_modules(expected, chosen, int8_embedding=int8_embedding)
+    field, beside = description(kept, int8_embedding=int8_embedding)
     write_json(aside / "config.json", to_json(config) | {FIELD: field})
     write_json(aside / FILE, beside)
     write_json(aside / "generation_config.json", GenerationConfig().to_json())
@@ -105,14 +110,19 @@ def _tensors(jobs: Sequence[Job], weights: RandomWeights, codes: _RandomCodes) -
     for job in jobs:
         if job.quantised:
             yield from codes.matrix(job)
+        elif job.int8:
+            table = quantise_rows(weights.tensor(job.target))
+            yield from (table.codes, table.scale)
         else:
             yield weights.tensor(job.target)
 
 
 def main(arguments: list[str]) -> int:
     """Write the checkpoint; 1 for what failed, 2 for other arguments."""
-    nvfp4 = arguments[2:] == ["--nvfp4"]
-    if len(arguments) != 2 + nvfp4 or arguments[0].startswith("-"):
+    options = arguments[2:]
+    nvfp4, int8_embedding = "--nvfp4" in options, "--int8-embedding" in options
+    wrong = len(options) != nvfp4 + int8_embedding or (int8_embedding and not nvfp4)
+    if len(arguments) < 2 or wrong or arguments[0].startswith("-"):
         sys.stderr.write(f"{__doc__}\n")
         return 2
     folder, shape = Path(arguments[0]), arguments[1]
@@ -120,7 +130,7 @@ def main(arguments: list[str]) -> int:
         config = named_shape(shape)
         weights = RandomWeights(config, default_dtype(shape))
         if nvfp4:
-            write_nvfp4(config, weights, folder)
+            write_nvfp4(config, weights, folder, int8_embedding=int8_embedding)
             return 0
         export_tensors(
             weights.shapes,

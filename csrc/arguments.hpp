@@ -47,31 +47,35 @@ struct Weight {
            const std::optional<Array>& scale, int64_t n)
         : values(!other.empty()) {
         const bool nvfp4 = format == "nvfp4_rows", panels = format == "bf16_panels";
-        need(nvfp4 || panels || format == "f32_rows" || format == "bf16_rows",
+        const bool bytes = format == "i8_rows";
+        need(nvfp4 || bytes || panels || format == "f32_rows" || format == "bf16_rows",
              "unknown weight format " + format);
         need(!data.empty() && n >= 1 && n < (1ll << 31), "a weight has matrices and rows");
-        need(!values || (other.size() == data.size() && !panels), "values do not fit the data");
+        need(!values || (other.size() == data.size() && !panels && !bytes), "values do not fit the data");
         need(!values || n % 32 == 0, "a gated weight's rows come in 32s");
         need(scales.size() == (nvfp4 ? data.size() : 0), "scales belong to NVFP4, one for each of data");
         need(other_scales.size() == (nvfp4 ? other.size() : 0), "values' scales belong to NVFP4's values");
-        need(scale.has_value() == nvfp4, "a scale belongs to NVFP4");
+        need(scale.has_value() == (nvfp4 || bytes), "a scale belongs to NVFP4 and to 8 bits");
         for (size_t i = 0; i < data.size(); i++) {
             const Array* halves = values ? &other[i] : nullptr;
             if (nvfp4)
                 add_nvfp4(data[i], scales[i], halves, values ? &other_scales[i] : nullptr, n);
             else if (panels)
                 add_panels(data[i], n);
+            else if (bytes)
+                add_bytes(data[i], *scale, n);
             else
                 add_rows(data[i], halves, format == "bf16_rows", n);
         }
         need(!matrices.empty(), "a weight has at least one matrix");
         experts = (int64_t)matrices.size();
-        if (scale) set_scales(*scale);
+        if (nvfp4) set_scales(*scale);
         first = matrices[0];
         for (const Matrix& one : matrices) need(one.k == first.k, "all matrices must have one shape");
         need(first.k > 0 && first.k < (1ll << 31), "a weight's sizes are out of range");
         for (const auto* held : {&data, &other, &scales, &other_scales})
             held_.insert(held_.end(), held->begin(), held->end());
+        if (bytes) held_.push_back(*scale);
     }
 
   private:
@@ -112,8 +116,23 @@ struct Weight {
         }
     }
 
-    void add_nvfp4(const Array& codes, const Array& scales, const Array* other, const Array* other_scales,
-                   int64_t n) {
+    void add_bytes(const Array& data, const Array& scale, int64_t n) {
+        need(data.dtype() == nb::dtype<int8_t>() && data.ndim() == 3 && data.shape(0) == 1 &&
+                 (int64_t)data.shape(1) == n,
+             "rows in 8 bits must be int8 [1, n, k]");
+        need(data.shape(2) % 2 == 0 && data.stride(2) == 1, "k must be even, and rows without gaps");
+        need(matrices.empty() && is_f32(scale) && scale.ndim() == 1 && (int64_t)scale.shape(0) == n,
+             "scale must be fp32 [n]");
+        need_contiguous(scale, "scale");
+        Matrix one = plain(Format::i8_rows, n, (int64_t)data.shape(2));
+        one.data = data.data();
+        one.stride = data.stride(1);
+        one.row_scales = (const float*)scale.data();
+        matrices.push_back(one);
+    }
+
+    void add_nvfp4(const Array& codes, const Array& scales, const Array* other,
+                   const Array* other_scales, int64_t n) {
         const int64_t rows = other ? n / 2 : n;
         need(codes.ndim() == 3, "codes must be uint8 [matrices, n, k / 2]");
         const int64_t count = (int64_t)codes.shape(0), k = (int64_t)codes.shape(2) * 2;
@@ -140,8 +159,8 @@ struct Weight {
                            int64_t columns) {
         need(a.dtype() == nb::dtype<uint8_t>() && a.ndim() == 3 && (int64_t)a.shape(0) == count &&
                  (int64_t)a.shape(1) == rows && (int64_t)a.shape(2) == columns,
-             std::string(name) + " must be uint8 [" + std::to_string(count) + ", " + std::to_string(rows) +
-                 ", " + std::to_string(columns) + "]");
+             std::string(name) + " must be uint8 [" + std::to_string(count) + ", " +
+                 std::to_string(rows) + ", " + std::to_string(columns) + "]");
         need_contiguous(a, name);
     }
 
@@ -155,7 +174,8 @@ struct Weight {
     }
 
     void set_scales(const Array& scale) {
-        need(is_f32(scale) && scale.ndim() == 2 && (int64_t)scale.shape(0) == experts && scale.shape(1) == 2,
+        need(is_f32(scale) && scale.ndim() == 2 && (int64_t)scale.shape(0) == experts &&
+                 scale.shape(1) == 2,
              "scale must be fp32 [matrices, 2]");
         need_contiguous(scale, "scale");
         const float* from = (const float*)scale.data();

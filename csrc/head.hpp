@@ -208,38 +208,59 @@ SFUMATO_INLINE vf widened(const void* row, bool bf16, int64_t at) {
     return load_bf16((const uint16_t*)row + at);
 }
 
+// Values of a row of the table, without its scale: kLanes of them, or one.
+template <Format F>
+SFUMATO_INLINE vf table_values(const void* row, int64_t at) {
+    typedef int8_t vb __attribute__((vector_size(kLanes)));
+    if constexpr (F == Format::i8_rows) return __builtin_convertvector(load<vb>((const int8_t*)row + at), vf);
+    return widened(row, F == Format::bf16_rows, at);
+}
+template <Format F>
+SFUMATO_INLINE float table_value(const void* row, int64_t at) {
+    if constexpr (F == Format::i8_rows) return ((const int8_t*)row)[at];
+    if constexpr (F == Format::bf16_rows) return widen(((const uint16_t*)row)[at]);
+    return ((const float*)row)[at];
+}
+
 // sum[at] += p[0] * row 0 + p[1] * row 1 + ..., in that order, for [begin, end).
-template <int N>
-SFUMATO_INLINE void add_rows(float* sum, const void* const* rows, const float* p, bool bf16,
-                             int64_t begin, int64_t end) {
+template <Format F, int N>
+SFUMATO_INLINE void add_rows(float* sum, const void* const* rows, const float* p, int64_t begin, int64_t end) {
     int64_t at = begin;
     for (; at + kLanes <= end; at += kLanes) {
         vf own = load<vf>(sum + at);
-        for (int n = 0; n < N; n++) own += p[n] * widened(rows[n], bf16, at);
+        for (int n = 0; n < N; n++) own += p[n] * table_values<F>(rows[n], at);
         store(sum + at, own);
     }
     for (; at < end; at++)
-        for (int n = 0; n < N; n++) {
-            const float value = bf16 ? widen(((const uint16_t*)rows[n])[at]) : ((const float*)rows[n])[at];
-            sum[at] = __builtin_fmaf(p[n], value, sum[at]);
-        }
+        for (int n = 0; n < N; n++) sum[at] = __builtin_fmaf(p[n], table_value<F>(rows[n], at), sum[at]);
 }
 
-inline void add_beliefs(const Matrix& weight, int64_t first, int64_t count, const float* beliefs,
-                        float* sum, int64_t begin, int64_t end) {
-    const bool bf16 = weight.format != Format::f32_rows;
+template <Format F>
+inline void add_beliefs_of(const Matrix& weight, int64_t first, int64_t count, const float* beliefs,
+                           float* sum, int64_t begin, int64_t end) {
+    const int64_t size = F == Format::i8_rows ? 1 : F == Format::bf16_rows ? 2 : 4;
     const void* rows[4];
     float p[4];
     int held = 0;
     for (int64_t i = 0; i < count; i++) {
         if (beliefs[i] == 0) continue;  // not so for NaN
-        rows[held] = (const char*)weight.data + (first + i) * weight.stride * (bf16 ? 2 : 4);
-        p[held++] = beliefs[i];
+        rows[held] = (const char*)weight.data + (first + i) * weight.stride * size;
+        p[held++] = weight.row_scales ? beliefs[i] * weight.row_scales[first + i] : beliefs[i];
         if (held < 4) continue;
-        add_rows<4>(sum, rows, p, bf16, begin, end);
+        add_rows<F, 4>(sum, rows, p, begin, end);
         held = 0;
     }
-    for (int i = 0; i < held; i++) add_rows<1>(sum, rows + i, p + i, bf16, begin, end);
+    for (int i = 0; i < held; i++) add_rows<F, 1>(sum, rows + i, p + i, begin, end);
+}
+
+inline void add_beliefs(const Matrix& weight, int64_t first, int64_t count, const float* beliefs,
+                        float* sum, int64_t begin, int64_t end) {
+    if (weight.format == Format::i8_rows)
+        add_beliefs_of<Format::i8_rows>(weight, first, count, beliefs, sum, begin, end);
+    else if (weight.format == Format::f32_rows)
+        add_beliefs_of<Format::f32_rows>(weight, first, count, beliefs, sum, begin, end);
+    else
+        add_beliefs_of<Format::bf16_rows>(weight, first, count, beliefs, sum, begin, end);
 }
 
 template <class Kind>

@@ -2,8 +2,7 @@
 //
 // Every kernel obeys two laws. A row's result has the same bits whichever rows stand beside it and
 // however many threads work, because each output element is one fixed sum: partial sums over runs of
-// kRun values of k in ascending order, added in ascending order (attention.hpp has the one exception,
-// for masks that differ by rows). And nothing is read or written
+// kRun values of k in ascending order, added in ascending order. And nothing is read or written
 // outside the shapes that the caller has checked (module.cpp checks them).
 #pragma once
 
@@ -21,6 +20,7 @@ enum class Format : int {
     f32_rows,      // row-major, as in a checkpoint
     bf16_rows,     // row-major, as in a checkpoint; k even
     bf16_panels,   // [n / 16][k / 2][16 channels][2], rows beyond n zero
+    i8_rows,       // row-major, values of 8 bits with a scale for each row; k even
     nvfp4_rows,    // codes [n][k / 2], low nibble the even k, and scales E4M3 [n][k / 16], as in a
                    // checkpoint: at any address; k a multiple of 16
 };
@@ -30,10 +30,11 @@ struct Matrix {
     const void* data;
     const void* values;  // rows formats of a gated weight: its other half; null otherwise
     const uint8_t *scales, *value_scales;  // nvfp4 only
+    const float* row_scales;               // [n], i8_rows only; null otherwise
     float scale;        // times everything; 1 but for nvfp4
     float value_scale;  // of a gated weight's values; its `scale` is the gate's alone
     int64_t n, k;
-    int64_t stride;  // between rows, in elements; f32_rows and bf16_rows only
+    int64_t stride;  // between rows, in elements; f32_rows, bf16_rows and i8_rows only
 };
 
 // Activations or results [count, width], fp32 or bf16, rows `stride` elements apart.
@@ -81,7 +82,7 @@ struct Head {
 // out[r] = factor * sum of p * row of weight, over the p = exp(s - log_sum) >= e^-10 of the largest.
 struct Soft {
     Rows x;
-    Matrix weight;  // bf16_rows or f32_rows
+    Matrix weight;  // bf16_rows, f32_rows or i8_rows
     float cap;
     const float* temperatures;
     const float* maximum;

@@ -95,7 +95,8 @@ void run_soft(const std::string& set, const Array& x, const Weight& weight, floa
               const Array& temperatures, const Array& maximum, const Array& log_sum,
               const Array& group_maximum, float factor, const Array& out, int threads) {
     need(weight.experts == 1 && !weight.values, "soft embeddings take one matrix");
-    need(weight.first.format == Format::f32_rows || weight.first.format == Format::bf16_rows,
+    need(weight.first.format == Format::f32_rows || weight.first.format == Format::bf16_rows ||
+             weight.first.format == Format::i8_rows,
          "soft embeddings are made of rows as in a checkpoint");
     Soft job = {};
     job.x = rows_of(x, "x", weight.first.k);

@@ -43,6 +43,20 @@ inline void transpose(const uint32_t* const* rows, int64_t count, uint32_t* to) 
         for (int j = 0; j < kPanel; j++) memcpy(&to[i * kPanel + j], (const char*)(rows[j] + i), 4);
 }
 
+// Eight-bit values of 16 rows as bf16, which holds them exactly.
+inline void widen_bytes(const uint8_t* const* rows, int64_t begin, int64_t count, uint32_t* to) {
+    typedef int8_t vb __attribute__((vector_size(kLanes)));
+    uint8_t room[kSpare + kRun * kPanel], *own = room + kSpare;
+    columns(rows, begin, count, own);
+    for (int64_t pair = 0; pair < count / 2; pair++)
+        for (int lane = 0; lane < kPanel; lane += kLanes) {
+            const uint8_t* from = own + 2 * pair * kPanel + lane;
+            const vf first = __builtin_convertvector(load<vb>(from), vf);
+            const vf second = __builtin_convertvector(load<vb>(from + kPanel), vf);
+            store(to + pair * kPanel + lane, ((vu)first >> 16) | (vu)second);
+        }
+}
+
 // What tiles read for panel `panel` and k in [begin, begin + count); `room` holds count * 16 words.
 inline const uint32_t* panel_words(const Matrix& w, int64_t panel, int64_t begin, int64_t count,
                                    uint32_t* room) {
@@ -63,6 +77,12 @@ inline const uint32_t* panel_words(const Matrix& w, int64_t panel, int64_t begin
         const int64_t group = w.values ? kGroup / 2 : kGroup;
         const int64_t ahead = begin + count < w.k ? count / 2 : (group * w.k - begin) / 2;
         decode_nvfp4(codes, scales, begin, count, ahead, room);
+        return room;
+    }
+    if (w.format == Format::i8_rows) {
+        const uint8_t* bytes[kPanel];
+        for (int64_t j = 0; j < kPanel; j++) bytes[j] = (const uint8_t*)base + own[j] * w.stride;
+        widen_bytes(bytes, begin, count, room);
         return room;
     }
     const int64_t size = w.format == Format::f32_rows ? 4 : 2;

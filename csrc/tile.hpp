@@ -125,6 +125,18 @@ constexpr int kPanelsInGroup = kGroup / kPanel;
 // Rooms: words for a group's panels, and the widened words of one tile's panels.
 constexpr int64_t kRoomWords = kRun * kPanel * (kPanelsInGroup + kTilePanels);
 
+// Products with rows in 8 bits, times the rows' own scales.
+SFUMATO_INLINE void scale_columns(const Matrix& w, int64_t group, int64_t rows, float* c) {
+    float scales[kGroup] = {};
+    const int64_t left = w.n - group * kGroup, own = left < kGroup ? left : kGroup;
+    memcpy(scales, w.row_scales + group * kGroup, sizeof(float) * own);
+    for (int64_t r = 0; r < rows; r++)
+        for (int i = 0; i < kGroup; i += kLanes) {
+            float* to = c + r * kGroup + i;
+            store(to, load<vf>(to) * load<vf>(scales + i));
+        }
+}
+
 // c[rows][64] = x . w for the channels of one group (its panels alone are computed). `lda` is the
 // distance between rows in activations of the kind: floats, or pairs. `room` is kRoomWords words.
 //
@@ -175,6 +187,7 @@ inline void group_product(const typename Kind::Activation* x, int64_t lda, int64
                 run_panels<Kind, 1>(from, lda, rows, count, words, to);
         }
     }
+    if (w.row_scales) scale_columns(w, group, rows, c);
 }
 
 SFUMATO_INLINE void widen_row(const uint16_t* from, int64_t count, float* to) {

@@ -400,7 +400,7 @@ def load(
     folder = SMALL_FOLDER if path_or_repo is None else resolve(path_or_repo, revision)
     served = chosen is not None and (wanted != AUTO or not exact)
     keep = served and str(device) == "cpu"
-    network, config = load_network(folder, dtype, device, keep_nvfp4=keep)
+    network, config = load_network(folder, dtype, device, keep_quantised=keep)
     network.cache_dtype = cache_dtype
     if served:
         refused = use_kernels(network, chosen)

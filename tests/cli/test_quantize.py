@@ -57,6 +57,17 @@ def test_json_for_a_program(sfumato: Program, tiny: Path, tmp_path: Path) -> Non
     assert "vision" not in parts
 
 
+def test_the_embedding_in_8_bits(sfumato: Program, tiny: Path, tmp_path: Path) -> None:
+    done = sfumato("quantize", tiny, tmp_path / "q", *KEEP, "--embedding", "int8", "--json")
+    report = json.loads(done.out)
+    assert report["embedding"] == "int8"
+    assert 0.001 < report["parts"]["embedding"]["relative_error"] < 0.01
+    assert "modelopt), the embedding int8, the rest" in sfumato("show", tmp_path / "q").out
+    assert sfumato("ask", "--model", tmp_path / "q", "--max-new-tokens", "12", "Hi").code == 0
+    wrong = sfumato("quantize", tiny, tmp_path / "r", *KEEP, "--embedding", "int4")
+    assert (wrong.code, (tmp_path / "r").exists()) == (2, False)
+
+
 def test_show_says_how_it_is_stored(sfumato: Program, tiny: Path, quantised: Path) -> None:
     report = json.loads(sfumato("show", quantised, "--json").out)
     assert report["quantisation"]["format"] == "nvfp4"

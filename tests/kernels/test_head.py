@@ -10,7 +10,8 @@ from torch import Tensor
 
 from sfumato.ops.head import Beliefs, declines, head, reference, scores, soft, soft_reference
 from sfumato.ops.kernels import Kernels
-from sfumato.ops.weight import Weight, panels, rows
+from sfumato.ops.weight import Weight, int8, panels, rows
+from sfumato.quant.int8 import quantise_rows
 
 CAP = 30.0
 many = settings(max_examples=25, deadline=None)
@@ -38,7 +39,7 @@ def test_head_is_the_reference(
     kernels: Kernels, length: int, vocab: int, half: int, seed: int
 ) -> None:
     x, table, temperatures, uniforms = _case(length, vocab, 2 * half, seed)
-    for one in (rows(table), rows(table.float())):
+    for one in (rows(table), rows(table.float()), int8(quantise_rows(table))):
         for own in (x, x.bfloat16()):
             found = head(own, one, CAP, temperatures, uniforms, kernels)
             expected = reference(own, one, CAP, temperatures, uniforms)
@@ -59,7 +60,7 @@ def test_soft_embeddings_are_the_reference(
     kernels: Kernels, length: int, vocab: int, half: int, seed: int
 ) -> None:
     x, table, temperatures, _ = _case(length, vocab, 2 * half, seed)
-    for one in (rows(table), rows(table.float())):
+    for one in (rows(table), rows(table.float()), int8(quantise_rows(table))):
         found = head(x, one, CAP, temperatures, None, kernels)
         out = soft(x, one, CAP, temperatures, found, 16.0, kernels)
         expected = soft_reference(x, one, CAP, temperatures, 16.0)
@@ -116,13 +117,14 @@ def test_equal_scores_give_the_first(kernels: Kernels) -> None:
     assert found.argmax.tolist() == [70, 70, 70]
 
 
-@given(st.integers(2, 300), st.integers(0, 99))
+@given(st.integers(2, 300), st.booleans(), st.integers(0, 99))
 @many
 def test_a_row_has_its_bits_alone_and_with_any_threads(
-    kernels: Kernels, length: int, seed: int
+    kernels: Kernels, length: int, in_8_bits: bool, seed: int
 ) -> None:
     x, table, temperatures, uniforms = _case(length, 333, 24, seed)
-    one, before = rows(table), torch.get_num_threads()
+    one = int8(quantise_rows(table)) if in_8_bits else rows(table)
+    before = torch.get_num_threads()
 
     def both(at: slice) -> tuple[Beliefs, Tensor]:
         found = head(x[at], one, CAP, temperatures[at], uniforms[at], kernels)

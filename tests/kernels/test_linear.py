@@ -13,7 +13,9 @@ from torch import Tensor
 from sfumato.errors import InputError
 from sfumato.ops.kernels import Kernels
 from sfumato.ops.linear import linear, reference
-from sfumato.ops.weight import Weight, nvfp4, panels, rows
+from sfumato.ops.weight import Weight, int8, nvfp4, panels, rows
+from sfumato.quant.int8 import Int8Tensor, quantise_rows
+from sfumato.quant.int8 import decode as decode_rows
 from sfumato.quant.nvfp4 import Nvfp4Tensor, decode, quantise
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -153,6 +155,38 @@ def test_a_row_has_its_bits_alone_and_with_any_threads(
 def test_layouts_agree_to_the_bit(kernels: Kernels) -> None:
     weight, x = _matrix(50, 1200, 1), _matrix(33, 1200, 2, torch.float32)
     assert torch.equal(linear(x, rows(weight), kernels), linear(x, panels(weight), kernels))
+
+
+@given(st.integers(1, 40), st.integers(1, 100), st.integers(1, 600), st.integers(0, 99))
+@many
+def test_rows_in_8_bits(kernels: Kernels, m: int, n: int, half_k: int, seed: int) -> None:
+    """Scales are applied to sums: with powers of two the bits are those of the decoded rows."""
+    stored = quantise_rows(_matrix(n, 2 * half_k, seed + 100))
+    even = Int8Tensor(stored.codes, torch.exp2(stored.scale.log2().round()))
+    for dtype in DTYPES:
+        x = _matrix(m, 2 * half_k, seed, dtype)
+        found = linear(x, int8(stored), kernels)
+        bound = {torch.float32: 2e-5, torch.bfloat16: 1e-2}[dtype] * (2 * half_k) ** 0.5
+        torch.testing.assert_close(found, reference(x, int8(stored)), rtol=1e-2, atol=bound)
+        decoded = rows(decode_rows(even, torch.bfloat16))
+        assert torch.equal(linear(x, int8(even), kernels), linear(x, decoded, kernels))
+
+
+def test_what_cannot_be_rows_in_8_bits_is_refused(kernels: Kernels) -> None:
+    codes, scale = torch.zeros(6, 8, dtype=torch.int8), torch.ones(6, 1)
+    with pytest.raises(InputError, match="even number"):
+        int8(Int8Tensor(codes[:, :7].contiguous(), scale))
+    with pytest.raises(InputError, match="gaps"):
+        int8(Int8Tensor(codes[:, ::2], scale))
+    make = kernels.native.Weight
+    with pytest.raises(ValueError, match="int8"):
+        make("i8_rows", [codes[None].float()], [], [], [], scale[:, 0], 6)
+    with pytest.raises(ValueError, match=r"fp32 \[n\]"):
+        make("i8_rows", [codes[None]], [], [], [], scale[:5, 0], 6)
+    with pytest.raises(ValueError, match="a scale belongs"):
+        make("i8_rows", [codes[None]], [], [], [], None, 6)
+    with pytest.raises(ValueError, match="values do not fit"):
+        make("i8_rows", [codes[None]], [codes[None]], [], [], scale[:, 0], 6)
 
 
 def test_shapes_and_views(kernels: Kernels) -> None:

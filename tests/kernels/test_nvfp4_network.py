@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -10,11 +11,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sfumato.api import load
+from sfumato.config.quantisation import FIELD, INT8_GROUP
 from sfumato.errors import CheckpointError, InputError, UsageError
 from sfumato.model.kernels import use_kernels
 from sfumato.ops.kernels import Kernels
+from sfumato.quant.int8 import Int8Tensor, quantise_rows
+from sfumato.quant.int8 import decode as decode_rows
 from sfumato.weights.export import export
 from sfumato.weights.files import SINGLE
+from sfumato.weights.names import EMBEDDING
 from tests.unit.nvfp4_checkpoints import EXPERT, LAYER, rewrite, write_nvfp4
 
 IDS = torch.tensor([[5, 9, 11, 30, 7]])
@@ -39,6 +44,46 @@ def test_packed_is_decoded(kernels: Kernels, tmp_path: Path, dialect: str, dtype
         assert torch.equal(found, decoded.denoise(canvas, decoded.encode(IDS)))
     if dtype == "float32":
         torch.testing.assert_close(found, plain, rtol=0, atol=2e-5 * float(plain.abs().max()))
+
+
+def _put_embedding_in_8_bits(folder: Path) -> torch.Tensor:
+    """With scales that are powers of two; the decoded table."""
+    decoded = []
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        stored = quantise_rows(tensors[EMBEDDING])
+        stored = Int8Tensor(stored.codes, torch.exp2(stored.scale.log2().round()))
+        tensors |= {EMBEDDING: stored.codes, f"{EMBEDDING}_scale": stored.scale}
+        decoded.append(decode_rows(stored, torch.float32))
+
+    rewrite(folder, change)
+    fields = json.loads((folder / "config.json").read_text())
+    fields[FIELD]["config_groups"]["group_1"] = dict(INT8_GROUP)
+    (folder / "config.json").write_text(json.dumps(fields))
+    return decoded[0]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_embedding_in_8_bits_is_decoded(kernels: Kernels, tmp_path: Path, dtype: str) -> None:
+    write_nvfp4(tmp_path / "m")
+    table = _put_embedding_in_8_bits(tmp_path / "m")
+    stored = load(tmp_path / "m", dtype, kernels=kernels.name)
+    decoded = load(tmp_path / "m", dtype, kernels="reference")
+    assert torch.equal(decoded.network.get_parameter(EMBEDDING).float(), table)
+    assert stored.network.get_parameter(EMBEDDING).is_meta
+    assert stored.network.device.type == "cpu"
+    canvas = torch.arange(3, 3 + stored.config.canvas_length)[None]
+    with torch.inference_mode():
+        logits = stored.denoise(canvas, stored.encode(IDS))
+        use_kernels(decoded.network, kernels)
+        assert torch.equal(logits, decoded.denoise(canvas, decoded.encode(IDS)))
+        soft, plain = (model.network.soft_embeddings(logits) for model in (stored, decoded))
+        tolerance = {"float32": 1e-5, "bfloat16": 2e-2}[dtype] * float(plain.abs().max())
+        torch.testing.assert_close(soft, plain, rtol=0, atol=tolerance)
+    own, other = (model.generate(IDS, seed=3, loop="fast") for model in (stored, decoded))
+    assert own.tokens == other.tokens
+    with pytest.raises(InputError, match="stay quantised"):
+        use_kernels(stored.network, None)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -86,9 +131,9 @@ def test_packed_weights_cannot_move_change_or_leave(kernels: Kernels, tmp_path: 
     network = model.network
     state = load(tmp_path / "m", kernels="reference").network.state_dict()
     for act in (network.half, lambda: network.to("cpu"), lambda: network.load_state_dict(state)):
-        with pytest.raises(InputError, match="stay in NVFP4"):
+        with pytest.raises(InputError, match="stay quantised"):
             act()
-    with pytest.raises(InputError, match="stay in NVFP4"):
+    with pytest.raises(InputError, match="stay quantised"):
         export(network, model.config, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert network.packed
@@ -100,7 +145,7 @@ def test_kernels_change_but_do_not_go(kernels: Kernels, tmp_path: Path) -> None:
     packed = dict(network.packed)
     assert use_kernels(network, Kernels("portable")) == {}
     assert network.packed == packed
-    with pytest.raises(InputError, match="stay in NVFP4"):
+    with pytest.raises(InputError, match="stay quantised"):
         use_kernels(network, None)
 
 

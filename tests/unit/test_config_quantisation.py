@@ -10,7 +10,13 @@ from typing import Any
 import pytest
 
 from sfumato.config.parse import load_config, parse_config
-from sfumato.config.quantisation import Quantisation, load_quantisation, parse_quantisation
+from sfumato.config.quantisation import (
+    INT8_GROUP,
+    INT8_LAYERS,
+    Quantisation,
+    load_quantisation,
+    parse_quantisation,
+)
 from sfumato.errors import ConfigError
 from tests.unit.checkpoint_files import config_fields
 from tests.unit.nvfp4_checkpoints import (
@@ -65,6 +71,29 @@ def test_the_weight_only_algorithm_and_a_quantised_cache() -> None:
     field = MODELOPT_FIELD | {"quant_algo": "W4A16_NVFP4", "kv_cache_scheme": CACHE}
     assert parse_quantisation(field, "x").kv_cache
     assert parse_quantisation(COMPRESSED_FIELD | {"kv_cache_scheme": CACHE}, "x").kv_cache
+
+
+def in_8_bits() -> tuple[dict[str, Any], dict[str, Any]]:
+    groups = MODELOPT_FIELD["config_groups"] | {"group_1": dict(INT8_GROUP)}
+    file = copy.deepcopy(MODELOPT_FILE)
+    file["quantization"]["quantized_layers"] = dict(INT8_LAYERS)
+    return MODELOPT_FIELD | {"config_groups": groups}, file
+
+
+def test_an_embedding_in_8_bits(tmp_path: Path) -> None:
+    field, file = in_8_bits()
+    expected = Quantisation("modelopt", tuple(KEPT), int8_embedding=True)
+    assert load_quantisation(write(tmp_path, field, file)) == expected
+    for pair in ((field, MODELOPT_FILE), (MODELOPT_FIELD, file)):
+        with pytest.raises(ConfigError, match="embedding is in 8 bits"):
+            load_quantisation(write(tmp_path, *pair))
+    at = "config_groups.group_1.weights"
+    for path, value in ((f"{at}.num_bits", 4), (f"{at}.more", 1), (at, None)):
+        with pytest.raises(ConfigError, match="weights"):
+            load_quantisation(write(tmp_path, changed(field, path, value), file))
+    wrong = changed(file, "quantization.quantized_layers", {"lm_head": {"quant_algo": "W8A16"}})
+    with pytest.raises(ConfigError, match="quantized_layers is unsupported"):
+        load_quantisation(write(tmp_path, field, wrong))
 
 
 WEIGHTS_AT = "config_groups.group_0.weights"

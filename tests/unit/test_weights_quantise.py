@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,18 +19,21 @@ from torch import Tensor
 from sfumato.config.quantisation import load_quantisation
 from sfumato.errors import CheckpointError, InputError
 from sfumato.model.diffusion_gemma import DiffusionGemma
+from sfumato.quant.int8 import decode as decode_rows
+from sfumato.quant.int8 import quantise_rows
 from sfumato.quant.nvfp4 import FOUR_OVER_SIX, MODELOPT, Nvfp4Tensor, decode, is_from, quantise
 from sfumato.weights import quantise as module
 from sfumato.weights.export import export
 from sfumato.weights.files import INDEX, SINGLE, WeightFiles
-from sfumato.weights.loader import load_network
+from sfumato.weights.loader import DTYPES, load_network
+from sfumato.weights.names import EMBEDDING
 from sfumato.weights.quantise import quantise_checkpoint
 from sfumato.weights.quantise_plan import Job, choose
 from sfumato.weights.safetensors_reader import SafetensorsFile
 from sfumato.weights.safetensors_writer import write_safetensors
 from tests.helpers import Shape, randomise, tiny_config
 from tests.unit.checkpoint_files import write_tensors
-from tests.unit.nvfp4_checkpoints import LAYER, SHAPE, quantisable_config
+from tests.unit.nvfp4_checkpoints import LAYER, SHAPE, quantisable_config, rewrite
 
 QUERY, KEY = LAYER + "self_attn.q_proj", LAYER + "self_attn.k_proj"
 SMALL_SHARDS = 9_000
@@ -111,6 +115,63 @@ def test_the_files_are_modelopts(source: Path, tmp_path: Path) -> None:
     original = json.loads((source / "config.json").read_text())
     written = json.loads((tmp_path / "q" / "config.json").read_text())
     assert {key: written[key] for key in original} == original
+
+
+def test_the_embedding_in_8_bits(tmp_path: Path) -> None:
+    state = write_source(tmp_path / "m")
+    report = quantise_checkpoint(tmp_path / "m", tmp_path / "q", int8_embedding=True)
+    stored = quantise_rows(state[EMBEDDING])
+    files = WeightFiles(tmp_path / "q")
+    assert files.entries[EMBEDDING].dtype == "I8"
+    assert torch.equal(files.tensor(EMBEDDING), stored.codes)
+    assert torch.equal(files.tensor(f"{EMBEDDING}_scale"), stored.scale)
+    for dtype in ("float32", "bfloat16"):
+        loaded = load_network(tmp_path / "q", dtype)[0].state_dict()
+        assert torch.equal(loaded[EMBEDDING], decode_rows(stored, DTYPES[dtype]))
+    part = report.parts["embedding"]
+    assert part.quantised == part.values == state[EMBEDDING].numel()
+    assert part.relative_error is not None
+    assert 0.001 < part.relative_error < 0.01
+    found = load_quantisation(tmp_path / "q")
+    assert found is not None
+    assert found.int8_embedding
+    assert "model.decoder.embed_tokens" not in found.kept
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        ({EMBEDDING: torch.zeros(48, 32)}, "is F32, should be I8"),
+        ({f"{EMBEDDING}_scale": torch.zeros(48, 1)}, "row scale that is not above zero"),
+        ({f"{EMBEDDING}_scale": torch.ones(48)}, "should be [48, 1]"),
+        ({f"{EMBEDDING}_scale": None}, "missing"),
+    ],
+)
+def test_an_embedding_that_is_not_what_is_said(
+    tmp_path: Path, spoil: dict[str, Tensor | None], words: str
+) -> None:
+    write_source(tmp_path / "m")
+    quantise_checkpoint(tmp_path / "m", tmp_path / "q", int8_embedding=True)
+
+    def change(tensors: dict[str, Tensor]) -> None:
+        for name, tensor in spoil.items():
+            del tensors[name]
+            if tensor is not None:
+                tensors[name] = tensor
+
+    rewrite(tmp_path / "q", change)
+    for keep in (False, True):
+        with pytest.raises(CheckpointError, match=re.escape(words)):
+            load_network(tmp_path / "q", keep_quantised=keep)
+
+
+def test_an_embedding_of_no_numbers(tmp_path: Path) -> None:
+    tensors = write_source(tmp_path / "m")
+    tensors[EMBEDDING][3, 4] = float("nan")
+    rewrite(tmp_path / "m", lambda stored: stored.update({EMBEDDING: tensors[EMBEDDING]}))
+    with pytest.raises(CheckpointError, match=r"embed_tokens\.weight holds an infinity or a NaN"):
+        quantise_checkpoint(tmp_path / "m", tmp_path / "q", int8_embedding=True)
+    assert not (tmp_path / "q").exists()
 
 
 def test_the_better_rule_is_the_default(source: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sfumato.weights.quantise import Report
 
 Format = Literal["nvfp4"]
+Embedding = Literal["int8"]
 Scales = Literal["four-over-six", "modelopt"]
 _COPIED = (*BESIDE, "generation_config.json", "sfumato.json")
 
@@ -39,6 +40,13 @@ def quantize(
             "may be given again.",
         ),
     ] = None,
+    embedding: Annotated[
+        Embedding | None,
+        typer.Option(
+            help="int8 puts the embedding table, which is the head too, into 8 bits; it is kept "
+            "as stored unless told so. Other programs do not read that."
+        ),
+    ] = None,
     scales: Annotated[
         Scales,
         typer.Option(help="four-over-six tries two scales a group; modelopt is NVIDIA's rule."),
@@ -50,10 +58,10 @@ def quantize(
 ) -> None:
     """Write a model with its text matrices in NVFP4.
 
-    Experts, attention, dense MLP and self-conditioning are quantised; embedding, norms, router,
-    scalars and vision stay as stored. SRC is not changed. What is written is read back and
-    compared with it, and the error of each part is printed. DST is there complete at the end; a
-    run that was killed goes on where it was, if it is given again.
+    Experts, attention, dense MLP and self-conditioning are quantised; norms, router, scalars and
+    vision stay as stored, and so does the embedding unless told otherwise. SRC is not changed. What
+    is written is read back and compared with it, and the error of each part is printed. DST is
+    there complete at the end; a run that was killed goes on where it was, if it is given again.
 
     vLLM does not read a quantised self-conditioning: keep that for it.
     """
@@ -72,19 +80,22 @@ def quantize(
         source,
         dest,
         keep=keep or (),
+        int8_embedding=embedding == "int8",
         rule=FOUR_OVER_SIX if scales == "four-over-six" else MODELOPT,
         max_shard_bytes=limit,
         extra_files=beside,
         progress=note,
     )
-    described = describe(report, source, scales)
+    described = describe(report, source, scales, embedding)
     if as_json:
         print_json(described)
     else:
         _print(described)
 
 
-def describe(report: Report, source: Path, scales: str) -> dict[str, Any]:
+def describe(
+    report: Report, source: Path, scales: str, embedding: Embedding | None
+) -> dict[str, Any]:
     """The report as JSON values; parts the model does not have are left out."""
     parts = {
         name: {
@@ -108,6 +119,7 @@ def describe(report: Report, source: Path, scales: str) -> dict[str, Any]:
         "folder": str(report.folder),
         "format": "nvfp4",
         "scales": scales,
+        "embedding": embedding or "as stored",
         "files": report.files,
         "files_of_an_earlier_run": report.reused,
         "bytes_before": before,

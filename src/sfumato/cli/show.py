@@ -44,7 +44,13 @@ def show(
     report["quantisation"] = None
     if (found := load_quantisation(folder)) is not None:
         kept = list(found.kept)
-        report["quantisation"] = {"format": "nvfp4", "dialect": found.dialect, "kept": kept}
+        embedding = "int8" if found.int8_embedding else None
+        report["quantisation"] = {
+            "format": "nvfp4",
+            "dialect": found.dialect,
+            "embedding": embedding,
+            "kept": kept,
+        }
     if as_json:
         print_json(report)
     else:
@@ -132,7 +138,8 @@ def _stored_as(report: dict[str, Any]) -> str:
     found = report["quantisation"]
     if found is None:
         return str(report["dtype"])
-    return f"NVFP4 ({found['dialect']}), the rest {report['dtype']}"
+    embedding = f", the embedding {found['embedding']}" if found["embedding"] else ""
+    return f"NVFP4 ({found['dialect']}){embedding}, the rest {report['dtype']}"
 
 
 def _lines(report: dict[str, Any]) -> list[tuple[str, str]]:

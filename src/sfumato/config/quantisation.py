@@ -26,6 +26,19 @@ PACKED = "nvfp4-pack-quantized"
 ALGORITHMS = ("NVFP4", "W4A16_NVFP4")  # with and without 4-bit activations: the weights are equal
 MAX_KEPT = 1 << 16
 
+# How the embedding in 8 bits, which is this project's own, is told in ModelOpt's two files.
+INT8_GROUP: Mapping[str, Any] = {
+    "weights": {
+        "dynamic": False,
+        "num_bits": 8,
+        "type": "int",
+        "strategy": "channel",
+        "symmetric": True,
+    },
+    "targets": ["Embedding"],
+}
+INT8_LAYERS: Mapping[str, Any] = {"model.decoder.embed_tokens": {"quant_algo": "W8A16"}}
+
 Dialect = Literal["modelopt", "compressed-tensors"]
 # What compressed-tensors notes about how scales were found: the scales are in the file.
 _HISTORY = ("observer", "observer_kwargs", "zp_dtype")
@@ -36,12 +49,14 @@ class Quantisation:
     """An NVFP4 checkpoint: whose names its tensors have, and which modules it keeps as they were.
 
     `kept` holds module names; ModelOpt's may have wildcards, and compressed-tensors' may be
-    regular expressions (`re:...`). `kv_cache` tells that scales of an FP8 KV cache may be there.
+    regular expressions (`re:...`). `kv_cache` tells that scales of an FP8 KV cache may be there,
+    `int8_embedding` that the embedding table is in 8 bits with a scale for each row.
     """
 
     dialect: Dialect
     kept: tuple[str, ...]
     kv_cache: bool = False
+    int8_embedding: bool = False
 
     def keeps(self) -> Callable[[str], bool]:
         """A test whether a module, by the name it has in the files, is listed as kept.
@@ -82,6 +97,11 @@ def load_quantisation(folder: str | Path) -> Quantisation | None:
             f"{folder}: config.json and {FILE} disagree whether {short(different[0])} is quantised",
             hint="fetch the checkpoint again",
         )
+    if found.int8_embedding != other.int8_embedding:
+        raise ConfigError(
+            f"{folder}: config.json and {FILE} disagree whether the embedding is in 8 bits",
+            hint="fetch the checkpoint again",
+        )
     return found
 
 
@@ -119,22 +139,31 @@ def _parse_file(data: Mapping[str, Any], source: str) -> Quantisation:
     if cache not in (None, "FP8"):
         raise fields.unsupported("kv_cache_quant_algo", f"{short(cache)}: only FP8 or null is")
     kept = _names(fields, "exclude_modules")
+    layers = fields.take("quantized_layers", {})
+    if layers not in ({}, INT8_LAYERS):
+        raise fields.unsupported("quantized_layers", f"only {INT8_LAYERS} is")
     fields.finish()
-    return Quantisation("modelopt", kept, kv_cache=cache is not None)
+    return Quantisation("modelopt", kept, cache is not None, layers != {})
 
 
 def _parse_modelopt(fields: Fields) -> Quantisation:
     _check_algorithm(fields)
     fields.only("group_size", GROUP_SIZE, f"groups have {GROUP_SIZE} values")
     fields.ignore(("producer",))
+    int8_embedding = False
     for group in _groups(fields):
-        _check_weights(group.child("weights"))
-        group.ignore(("input_activations", "targets"))
+        if group.take("targets", None) == INT8_GROUP["targets"]:
+            int8_embedding = True
+            if (weights := group.take("weights", None)) != INT8_GROUP["weights"]:
+                raise group.unsupported("weights", f"of embeddings {short(weights)} is not")
+        else:
+            _check_weights(group.child("weights"))
+        group.ignore(("input_activations",))
         group.finish()
     cache = _kv_cache(fields)
     kept = _names(fields, "ignore")
     fields.finish()
-    return Quantisation("modelopt", kept, cache)
+    return Quantisation("modelopt", kept, cache, int8_embedding)
 
 
 def _parse_compressed(fields: Fields) -> Quantisation:

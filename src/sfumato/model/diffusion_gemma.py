@@ -26,7 +26,8 @@ from sfumato.model.vision import VisionProjector, VisionTower
 from sfumato.ops.kernels import Kernels
 from sfumato.ops.linear import linear
 from sfumato.ops.visibility import Canvas, Causal, Visibility, image_groups
-from sfumato.ops.weight import Weight, rows
+from sfumato.ops.weight import Weight, int8, rows
+from sfumato.quant.int8 import Int8Tensor
 from sfumato.quant.nvfp4 import Nvfp4Tensor
 
 
@@ -111,6 +112,7 @@ class DiffusionGemma(nn.Module):
         # files just read, and those that kernels have taken.
         self.quantised: dict[str, tuple[Nvfp4Tensor, ...]] = {}
         self.packed: dict[str, Weight] = {}
+        self.int8_table: Int8Tensor | None = None  # the embedding, if it is stored so
         self.refused: dict[str, str] = {}  # modules that no kernel serves, and why
         self._table: tuple[Tensor, Weight] | None = None
         self.model = Body(config)
@@ -123,7 +125,7 @@ class DiffusionGemma(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.model.decoder.embed_tokens.weight.device
+        return self.model.decoder.norm.weight.device
 
     @property
     def layers(self) -> list[Layer]:
@@ -150,16 +152,17 @@ class DiffusionGemma(nn.Module):
     @property
     def table(self) -> Weight:
         """The embedding table as kernels read it. Raises InputError for a dtype they cannot."""
-        weight = self.model.decoder.embed_tokens.weight
+        stored = self.int8_table
+        weight = self.model.decoder.embed_tokens.weight if stored is None else stored.codes
         if self._table is None or self._table[0].data_ptr() != weight.data_ptr():
-            self._table = (weight.detach(), rows(weight))
+            self._table = (weight.detach(), rows(weight) if stored is None else int8(stored))
         return self._table[1]
 
     def need_unpacked(self, what: str) -> None:
         """Raise InputError if kernels alone can read weights, so that these cannot do `what`."""
-        if self.packed:
+        if self.packed or (self.int8_table is not None and self.kernels is not None):
             raise InputError(
-                "this model's weights stay in NVFP4, which only kernels can read: "
+                "this model's weights stay quantised, which only kernels can read: "
                 f"it cannot {what}",
                 hint="load it with kernels='reference' to have them decoded",
             )
@@ -185,6 +188,8 @@ class DiffusionGemma(nn.Module):
 
     def embed(self, ids: Tensor) -> Tensor:
         """Embeddings [..., D] of `ids`, times sqrt(D) rounded to the weights' dtype."""
+        if self.int8_table is not None:
+            return self.int8_table.rows(ids, self.dtype) * self.embed_factor
         out: Tensor = self.model.decoder.embed_tokens(ids)
         return out * self.embed_factor
 
@@ -350,9 +355,14 @@ class DiffusionGemma(nn.Module):
 
     def soft_embeddings(self, logits: Tensor) -> Tensor:
         """What a step believed, [B, L, D], from its temperature-scaled `logits` [B, L, V]."""
-        weight = self.model.decoder.embed_tokens.weight
         beliefs = torch.softmax(logits, dim=-1, dtype=torch.float32)
-        return torch.matmul(beliefs.to(weight.dtype), weight) * self.embed_factor
+        if self.int8_table is None:
+            weight = self.model.decoder.embed_tokens.weight
+            return torch.matmul(beliefs.to(weight.dtype), weight) * self.embed_factor
+        soft = beliefs.new_zeros(*beliefs.shape[:-1], self.int8_table.shape[1])
+        for piece, part in self.int8_table.pieces(torch.float32):
+            soft += torch.matmul(beliefs[..., piece], part)
+        return soft.to(self.dtype) * self.embed_factor
 
     def _mix(
         self,

@@ -24,6 +24,7 @@ from sfumato.ops import head as head_op
 from sfumato.ops import linear as linear_op
 from sfumato.ops.kernels import Kernels
 from sfumato.ops.weight import Weight, nvfp4, rows
+from sfumato.quant.int8 import decode as decode_rows
 from sfumato.quant.nvfp4 import decode
 
 _DECODER = "model.decoder."
@@ -34,13 +35,14 @@ def use_kernels(network: DiffusionGemma, kernels: Kernels | None) -> dict[str, s
 
     Returns the modules that stay with torch and why, by name. The vision tower always does. What is
     stored in NVFP4 (`network.quantised`) becomes the kernels' (`network.packed`), or is decoded
-    where none serves it. Raises InputError if kernels are to be given up that alone can read
-    weights; what is returned stays in `network.refused`.
+    where none serves it; so does an embedding in 8 bits. Raises InputError if kernels are to be
+    given up that alone can read weights; what is returned stays in `network.refused`.
     """
     refused: dict[str, str] = {}
     unserved = None if kernels is None else _vocabulary_unserved(network)
     if kernels is None or unserved is not None:
         network.need_unpacked("give its kernels up")
+        _decode_table(network)
     if unserved is not None:
         kernels, refused["embed_tokens"] = None, unserved
     for name, module in _parts(network):
@@ -79,10 +81,18 @@ def _give_up_stored(network: DiffusionGemma, name: str, *, decoded: bool) -> Non
             setattr(network.get_submodule(parent), part, nn.Parameter(whole, requires_grad=False))
 
 
+def _decode_table(network: DiffusionGemma) -> None:
+    """Make a parameter of an embedding that is stored in 8 bits."""
+    if network.int8_table is not None:
+        whole = decode_rows(network.int8_table, network.dtype)
+        network.int8_table = None
+        network.model.decoder.embed_tokens.weight = nn.Parameter(whole, requires_grad=False)
+
+
 def _vocabulary_unserved(network: DiffusionGemma) -> str | None:
     """Why no kernel serves the vocabulary, None if one does: without it, the rest would not pay."""
     try:
-        table = rows(network.model.decoder.embed_tokens.weight)
+        table = network.table
     except InputError as reason:
         return str(reason)
     return head_op.declines(network.dtype, table)

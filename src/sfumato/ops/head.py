@@ -55,7 +55,7 @@ def declines(x_dtype: torch.dtype, table: Weight) -> str | None:
         return f"hidden states are {x_dtype}, not float32 or bfloat16"
     if table.device.type != "cpu":
         return f"the table is on {table.device}"
-    if table.layout not in ("f32_rows", "bf16_rows"):
+    if table.layout not in ("f32_rows", "bf16_rows", "i8_rows"):
         return f"the table lies in {table.layout}, and soft embeddings need its rows"
     return None
 

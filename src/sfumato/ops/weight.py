@@ -16,10 +16,11 @@ from torch import Tensor
 
 from sfumato.errors import InputError
 from sfumato.ops.kernels import Kernels, give
+from sfumato.quant.int8 import Int8Tensor
 from sfumato.quant.nvfp4 import GROUP, Nvfp4Tensor, decode
 
 PANEL = 16
-Layout = Literal["f32_rows", "bf16_rows", "bf16_panels", "nvfp4_rows"]
+Layout = Literal["f32_rows", "bf16_rows", "bf16_panels", "i8_rows", "nvfp4_rows"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,8 +30,8 @@ class Weight:
     `data` holds them as stacks [e, ..]: one of all E, or in NVFP4 as many as the checkpoint has.
     `layout` says how they lie. Of a gated weight in rows, `data` [e, n / 2, k] is the gate's half
     and `values` the other; in panels the two alternate, 16 rows of each. `scales`, `value_scales`
-    and `scale` [E, 2], of the gate and of the values, are NVFP4's. Make one with `rows`, `panels`
-    or `nvfp4`.
+    and `scale` [E, 2], of the gate and of the values, are NVFP4's; rows in 8 bits have a `scale`
+    [n]. Make one with `rows`, `panels`, `int8` or `nvfp4`.
     """
 
     layout: Layout
@@ -76,6 +77,9 @@ class Weight:
             wide = self.data[0].permute(0, 1, 3, 2, 4).reshape(self.matrices, -1, self.k)
             wide = wide[:, : self.n]
             return _apart(wide) if self.gated else wide
+        if self.layout == "i8_rows":
+            assert self.scale is not None
+            return self.data[0].float() * self.scale[None, :, None]
         halves = [self.data, self.values] if self.values else [self.data]
         if self.layout == "nvfp4_rows":
             halves = [self._decoded(half) for half in range(len(halves))]
@@ -123,6 +127,15 @@ def panels(weight: Tensor, *, gated: bool = False) -> Weight:
     data = _padded(_woven(data) if gated else data)
     packed = data.view(matrices, -1, PANEL, k // 2, 2).permute(0, 1, 3, 2, 4).contiguous()
     return Weight("bf16_panels", (packed,), n, k, gated)
+
+
+def int8(weight: Int8Tensor) -> Weight:
+    """A matrix in 8 bits, read where it is. Raises InputError for an odd k or rows with gaps."""
+    n, k = weight.shape
+    if k % 2 or (weight.codes.stride(-1) != 1 and k > 1):
+        raise InputError("rows in 8 bits need an even number of inputs, and no gaps")
+    scale = weight.scale.reshape(n).contiguous()
+    return Weight("i8_rows", (weight.codes[None],), n, k, scale=scale)
 
 
 def nvfp4(weights: Sequence[Nvfp4Tensor], values: Sequence[Nvfp4Tensor] = ()) -> Weight:

@@ -18,11 +18,12 @@ from sfumato.config.quantisation import Quantisation, load_quantisation
 from sfumato.errors import CheckpointError, InputError
 from sfumato.model.diffusion_gemma import DiffusionGemma
 from sfumato.weights.files import WeightFiles
-from sfumato.weights.names import assign_names
+from sfumato.weights.names import EMBEDDING, assign_names
 from sfumato.weights.pieces import (
     Piece,
     assign_pieces,
     kept_piece,
+    read_int8,
     read_pieces,
     served_in_nvfp4,
 )
@@ -39,20 +40,21 @@ def load_network(
     dtype: torch.dtype | str | None = None,
     device: torch.device | str = "cpu",
     *,
-    keep_nvfp4: bool = False,
+    keep_quantised: bool = False,
 ) -> tuple[DiffusionGemma, ModelConfig]:
     """The network in `folder`, in evaluation mode, and its configuration.
 
     `dtype` is float32, bfloat16 or float16, by default the one config.json names. Tensors already
     of that dtype stay in the files' pages on the CPU; others are converted, and NVFP4 decoded,
-    one at a time, so the peak is the size of the result. With `keep_nvfp4`, for a network that will
-    be given kernels, matrices of the text layers that are wholly in NVFP4 are not decoded: they
-    stay in the files' pages, in `network.quantised`, and their parameters on the meta device.
+    one at a time, so the peak is the size of the result. With `keep_quantised`, for a network that
+    will be given kernels, matrices of the text layers that are wholly in NVFP4 and an embedding in
+    8 bits are not decoded: they stay in the files' pages, in `network.quantised` and
+    `network.int8_table`, and their parameters on the meta device.
 
     Raises ConfigError, CheckpointError, or InputError for a dtype or device that cannot be.
     """
     with _collector_off():
-        return _load(folder, dtype, device, keep_nvfp4=keep_nvfp4)
+        return _load(folder, dtype, device, keep_quantised=keep_quantised)
 
 
 def _load(
@@ -60,7 +62,7 @@ def _load(
     dtype: torch.dtype | str | None,
     device: torch.device | str,
     *,
-    keep_nvfp4: bool,
+    keep_quantised: bool,
 ) -> tuple[DiffusionGemma, ModelConfig]:
     config = load_config(folder)
     wanted = _dtype(dtype, config)
@@ -72,10 +74,11 @@ def _load(
     pieces = find_pieces(files, expected, quantisation)
     divides = quantisation is not None and quantisation.dialect == "compressed-tensors"
     tensors: dict[str, Tensor] = {}
-    kept = served_in_nvfp4(pieces) if keep_nvfp4 else frozenset()
+    kept = served_in_nvfp4(pieces) if keep_quantised else frozenset()
+    table = pieces[EMBEDDING][0] if keep_quantised and pieces[EMBEDDING][0].int8 else None
     try:
         for name, shape in expected.items():
-            if name in kept:
+            if name in kept or (name == EMBEDDING and table is not None):
                 tensors[name] = torch.empty(shape, dtype=wanted, device="meta")
                 continue
             tensor = read_pieces(
@@ -94,6 +97,8 @@ def _load(
         name: tuple(kept_piece(piece, files.tensor, str(folder), divides) for piece in pieces[name])
         for name in kept
     }
+    if table is not None:
+        network.int8_table = read_int8(table, files.tensor, str(folder))
     return network.eval(), config
 
 

@@ -19,7 +19,7 @@ from sfumato.weights.safetensors_reader import TensorEntry
 
 LOADABLE = ("F32", "BF16", "F16")
 _SHOWN = 3
-_EMBEDDING = "model.decoder.embed_tokens.weight"
+EMBEDDING = "model.decoder.embed_tokens.weight"
 _ENCODER_TEXT = "model.encoder.language_model."
 _OWN_SCALAR = re.compile(r"layers\.\d+\.layer_scalar")
 
@@ -31,7 +31,7 @@ def canonical(name: str) -> str:
     layer scalars; a checkpoint of the bare model has no `model.` in front.
     """
     if name == "lm_head.weight":
-        return _EMBEDDING
+        return EMBEDDING
     if name.startswith(("decoder.", "encoder.")):
         name = f"model.{name}"
     if name.startswith(_ENCODER_TEXT):

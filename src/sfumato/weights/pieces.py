@@ -25,8 +25,11 @@ from torch import Tensor
 from sfumato.config.fields import short
 from sfumato.config.quantisation import Dialect, Quantisation
 from sfumato.errors import CheckpointError, QuantisationError
+from sfumato.quant.int8 import Int8Tensor
+from sfumato.quant.int8 import check_scales as check_row_scales
+from sfumato.quant.int8 import decode as decode_rows
 from sfumato.quant.nvfp4 import GROUP, Nvfp4Tensor, check_scales, decode
-from sfumato.weights.names import Findings, by_canonical_name, check_plain
+from sfumato.weights.names import EMBEDDING, Findings, by_canonical_name, check_plain
 from sfumato.weights.safetensors_reader import TensorEntry
 
 _PARTS: dict[Dialect, tuple[str, str, str, str]] = {
@@ -46,7 +49,10 @@ _CACHE_SCALE = re.compile(r"model\.decoder\.layers\.\d+\.self_attn\.([kv]_proj\.
 
 @dataclass(frozen=True)
 class Piece:
-    """A tensor of the files by its name there, or a matrix in NVFP4 by the names of its parts."""
+    """A tensor of the files by its name there, or a quantised matrix by the names of its parts.
+
+    One in 8 bits has a scale; one in NVFP4 a tensor scale too.
+    """
 
     weight: str
     scale: str = ""
@@ -55,7 +61,12 @@ class Piece:
     @property
     def quantised(self) -> bool:
         """Whether it is in NVFP4."""
-        return bool(self.scale)
+        return bool(self.tensor_scale)
+
+    @property
+    def int8(self) -> bool:
+        """Whether it is in 8 bits with a scale for each row."""
+        return bool(self.scale) and not self.tensor_scale
 
 
 def assign_pieces(
@@ -105,8 +116,13 @@ class _Gatherer:
         self._findings = findings
         self._dialect = quantisation.dialect
         self._keeps = quantisation.keeps()
+        self._int8_embedding = quantisation.int8_embedding
 
     def gather(self, name: str, shape: tuple[int, ...]) -> tuple[Piece, ...]:
+        if name == EMBEDDING and self._int8_embedding:
+            module = name.removesuffix(_WEIGHT)
+            codes = self._part(name, "I8", shape, refuse_kept=True)
+            return (Piece(codes, self._part(f"{module}.weight_scale", "F32", (shape[0], 1))),)
         if name in self._found and not self._is_codes(name):
             return (self._plain(name, shape),)
         matrices = list(matrices_of(name, shape))
@@ -197,6 +213,8 @@ def read_pieces(
     piece is held at most. `reciprocal` says that tensor scales divide. Raises CheckpointError for
     scales that cannot be.
     """
+    if len(pieces) == 1 and pieces[0].int8:
+        return decode_rows(read_int8(pieces[0], read, where), dtype)
     if len(pieces) == 1 and not pieces[0].quantised:
         return read(pieces[0].weight).to(dtype)
     whole = torch.empty(shape, dtype=dtype)
@@ -213,6 +231,16 @@ def read_nvfp4(piece: Piece, read: Callable[[str], Tensor], reciprocal: bool) ->
     """A piece that is in NVFP4, in place."""
     tensor_scale = read(piece.tensor_scale).reshape(())
     return Nvfp4Tensor(read(piece.weight), read(piece.scale), tensor_scale, reciprocal)
+
+
+def read_int8(piece: Piece, read: Callable[[str], Tensor], where: str) -> Int8Tensor:
+    """A piece that is in 8 bits, in place. Raises CheckpointError for bad scales."""
+    stored = Int8Tensor(read(piece.weight), read(piece.scale))
+    try:
+        check_row_scales(stored)
+    except QuantisationError as problem:
+        raise _damaged(piece, where, problem) from None
+    return stored
 
 
 def served_in_nvfp4(pieces: Mapping[str, tuple[Piece, ...]]) -> frozenset[str]:

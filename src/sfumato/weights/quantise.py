@@ -23,6 +23,8 @@ from sfumato.config.json_file import read_json
 from sfumato.config.parse import load_config
 from sfumato.config.quantisation import FIELD, FILE, load_quantisation
 from sfumato.errors import CheckpointError, ConfigError, InputError, QuantisationError
+from sfumato.quant.int8 import Int8Tensor, quantise_rows
+from sfumato.quant.int8 import is_from as rows_are_from
 from sfumato.quant.nvfp4 import (
     FOUR_OVER_SIX,
     SMALLEST_TENSOR_SCALE,
@@ -106,6 +108,13 @@ class _Source:
             return tensor
         return tensor.view(job.count, -1, tensor.shape[-1])[job.index]
 
+    def rows(self, job: Job) -> Int8Tensor:
+        """The job's matrix in 8 bits. Raises CheckpointError, naming the tensor."""
+        try:
+            return quantise_rows(self.weight(job))
+        except QuantisationError as problem:
+            raise CheckpointError(f"{self.files.folder}: {job.source} {problem.message}") from None
+
     def tensor_scale(self, job: Job) -> Tensor:
         """The tensor scale of the job's family. Raises CheckpointError, naming the tensor."""
         if job.family not in self._scales:
@@ -128,6 +137,7 @@ def quantise_checkpoint(
     folder: str | Path,
     *,
     keep: Sequence[str] = (),
+    int8_embedding: bool = False,
     rule: ScaleRule = FOUR_OVER_SIX,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     extra_files: Mapping[str, Path] | None = None,
@@ -136,7 +146,8 @@ def quantise_checkpoint(
     """Write the checkpoint in `source` into `folder`, with its text matrices in ModelOpt's NVFP4.
 
     Experts, attention, dense MLP and self-conditioning are quantised, less what `keep` names
-    (see `quantise_plan.choose`); the rest is copied as stored. `extra_files` maps names of files
+    (see `quantise_plan.choose`); the rest is copied as stored, but the embedding table put into 8
+    bits with `int8_embedding`. `extra_files` maps names of files
     beside the weights to where they are copied from. Memory for one tensor is needed.
 
     Every file is read back: codes must be the nearest, scales the rule's, copies equal to the
@@ -158,16 +169,18 @@ def quantise_checkpoint(
     chosen = choose(expected, keep)
     if not chosen:
         raise InputError("--keep leaves nothing to quantise", hint="`sfumato export` copies")
-    jobs = plan_jobs(expected, sources, files.entries, chosen)
+    jobs = plan_jobs(expected, sources, files.entries, chosen, int8_embedding=int8_embedding)
     shards = cut_shards(jobs, max_shard_bytes)
     plan = {
         "source": _identity(source),
         "keep": sorted(keep),
+        "int8_embedding": int8_embedding,
         "rule": repr(rule),
         "shards": [[one.name for job in shard for one in job.written] for shard in shards],
     }
     report = Report(folder, len(shards))
-    field_of_config, beside = description(kept_modules(expected, chosen))
+    kept = kept_modules(expected, chosen, int8_embedding=int8_embedding)
+    field_of_config, beside = description(kept, int8_embedding=int8_embedding)
     try:
         with _aside(folder, plan) as aside:
             _check_space(aside, jobs)
@@ -324,6 +337,9 @@ def _tensors(jobs: Sequence[Job], source: _Source) -> Iterator[Tensor]:
         if job.quantised:
             stored = quantise(weight, source.rule, source.tensor_scale(job))
             yield from (stored.packed, stored.scale, stored.tensor_scale)
+        elif job.int8:
+            rows = source.rows(job)
+            yield from (rows.codes, rows.scale)
         else:
             check_finite(job.source, weight, str(source.files.folder))
             yield weight
@@ -364,6 +380,8 @@ def _check_job(file: SafetensorsFile, job: Job, source: _Source) -> PartReport |
     stored = [file.tensor(one.name) for one in job.written]
     before = weight.numel() * weight.element_size()
     sums = PartReport(weight.numel(), 0, before, job.size)
+    if job.int8:
+        return _check_rows(Int8Tensor(stored[0], stored[1]), weight, sums)
     if not job.quantised:
         return sums if _is_copy(file, job, source) else None
     matrix = Nvfp4Tensor(stored[0], stored[1], stored[2])
@@ -374,6 +392,17 @@ def _check_job(file: SafetensorsFile, job: Job, source: _Source) -> PartReport |
     sums.quantised = weight.numel()
     sums.squares = float(weight.square().sum(dtype=torch.float64))
     sums.squared_error = float((decode(matrix) - weight).square_().sum(dtype=torch.float64))
+    return sums
+
+
+def _check_rows(stored: Int8Tensor, weight: Tensor, sums: PartReport) -> PartReport | None:
+    if not rows_are_from(stored, weight):
+        return None
+    sums.quantised = sums.values
+    for piece, part in stored.pieces(torch.float32):
+        wide = weight[piece].float()
+        sums.squares += float(wide.double().square().sum())
+        sums.squared_error += float((part - wide).double().square().sum())
     return sums
 
 

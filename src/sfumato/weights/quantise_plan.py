@@ -10,9 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sfumato.config.quantisation import INT8_GROUP, INT8_LAYERS
 from sfumato.errors import InputError
 from sfumato.quant.nvfp4 import GROUP
 from sfumato.weights.inventory import part_of
+from sfumato.weights.names import EMBEDDING
 from sfumato.weights.pieces import matrices_of
 from sfumato.weights.safetensors_reader import TensorEntry
 from sfumato.weights.safetensors_writer import Written
@@ -27,7 +29,7 @@ _FUSED = re.compile(r"\.(?:[qkv]_proj|gate_proj|up_proj)$")
 
 @dataclass(frozen=True)
 class Job:
-    """One step of the work: a tensor copied, or one matrix put into NVFP4.
+    """One step of the work: a tensor copied, one matrix put into NVFP4, or the embedding in 8 bits.
 
     `target` is the network's name of the tensor it is from, `source` the file's. A matrix is the
     one at `index` of the tensor seen as [count, N, K], and `module` its own name.
@@ -39,6 +41,7 @@ class Job:
     module: str = ""
     index: int = 0
     count: int = 1
+    int8: bool = False
 
     @property
     def quantised(self) -> bool:
@@ -114,11 +117,16 @@ def plan_jobs(
     sources: Mapping[str, str],
     entries: Mapping[str, TensorEntry],
     chosen: set[str],
+    *,
+    int8_embedding: bool = False,
 ) -> list[Job]:
     """The work in the order of the network's names; experts in their own order."""
     jobs: list[Job] = []
     for name in sorted(expected):
         source = sources[name]
+        if name == EMBEDDING and int8_embedding:
+            jobs.append(Job(name, source, _in_8_bits(name, expected[name]), int8=True))
+            continue
         if name not in chosen:
             entry = entries[source]
             size = entry.stop - entry.start
@@ -128,6 +136,14 @@ def plan_jobs(
         for index, (module, shape) in enumerate(matrices):
             jobs.append(Job(name, source, _written(module, shape), module, index, len(matrices)))
     return jobs
+
+
+def _in_8_bits(name: str, shape: tuple[int, ...]) -> tuple[Written, ...]:
+    N, K = shape
+    return (
+        Written(name, "I8", (N, K), N * K),
+        Written(f"{name}_scale", "F32", (N, 1), 4 * N),
+    )
 
 
 def _written(module: str, shape: tuple[int, int]) -> tuple[Written, ...]:
@@ -153,10 +169,14 @@ def cut_shards(jobs: Sequence[Job], max_shard_bytes: int) -> list[list[Job]]:
     return shards
 
 
-def kept_modules(expected: Mapping[str, tuple[int, ...]], chosen: set[str]) -> list[str]:
+def kept_modules(
+    expected: Mapping[str, tuple[int, ...]], chosen: set[str], *, int8_embedding: bool = False
+) -> list[str]:
     """The modules with a matrix that is not quantised, as `exclude_modules` lists them."""
     kept = ["lm_head"]
     for name, shape in expected.items():
+        if name == EMBEDDING and int8_embedding:
+            continue
         if name in chosen or math.prod(shape) == 0 or part_of(name) == "vision":
             continue
         if ".experts." in name:
@@ -168,14 +188,19 @@ def kept_modules(expected: Mapping[str, tuple[int, ...]], chosen: set[str]) -> l
     return sorted(set(kept))
 
 
-def description(kept: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+def description(
+    kept: Sequence[str], *, int8_embedding: bool = False
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """`quantization_config` of config.json, and hf_quant_config.json, in ModelOpt's words."""
     producer = {"name": "sfumato", "version": importlib.metadata.version("sfumato")}
     weights = {"dynamic": False, "num_bits": 4, "type": "float", "group_size": GROUP}
+    groups: dict[str, Any] = {"group_0": {"weights": weights, "targets": ["Linear"]}}
+    if int8_embedding:
+        groups["group_1"] = dict(INT8_GROUP)
     field = {
         "quant_method": "modelopt",
         "quant_algo": ALGORITHM,
-        "config_groups": {"group_0": {"weights": weights, "targets": ["Linear"]}},
+        "config_groups": groups,
         "ignore": list(kept),
         "producer": producer,
     }
@@ -186,6 +211,7 @@ def description(kept: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
             "kv_cache_quant_algo": None,
             "group_size": GROUP,
             "exclude_modules": list(kept),
-        },
+        }
+        | ({"quantized_layers": dict(INT8_LAYERS)} if int8_embedding else {}),
     }
     return field, beside

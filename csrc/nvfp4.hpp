@@ -109,18 +109,24 @@ SFUMATO_INLINE void fetch(const uint8_t* const* rows, int64_t at) {
 }
 
 #if defined(__AVX2__) && !defined(__AVX512F__)
-// Eight channels' pairs of codes, as bf16, times the channels' scales.
+// Eight channels' pairs of codes, as bf16, times the channels' scales: pairs again, or fp32 in two rows.
+template <bool kWide>
 SFUMATO_INLINE void scale_pairs(__m256i pairs, __m256 scale, uint32_t* to) {
     const __m256i high = _mm256_set1_epi32((int)0xffff0000u);
     const __m256 even = _mm256_mul_ps(_mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)), scale);
     const __m256 odd = _mm256_mul_ps(_mm256_castsi256_ps(_mm256_and_si256(pairs, high)), scale);
+    if constexpr (kWide) {
+        _mm256_storeu_ps((float*)to, even);
+        _mm256_storeu_ps((float*)to + kPanel, odd);
+        return;
+    }
     const __m256i low = _mm256_srli_epi32(_mm256_castps_si256(even), 16);
     _mm256_storeu_si256((__m256i*)to, _mm256_blend_epi16(low, _mm256_castps_si256(odd), 0xaa));
 }
 
 // Two groups of 16 rows, or the second of them alone: 16 bytes of codes a row, scales in columns.
 // AVX2 looks up bytes faster than words, so both bytes of a code's bf16 come from tables of their own.
-template <bool kBoth>
+template <bool kBoth, bool kWide>
 inline void decode_groups(const uint8_t* const* codes, int64_t at, const uint8_t* scales, uint32_t* to) {
     const __m256i low_bytes = _mm256_broadcastsi128_si256(
         _mm_setr_epi8(0, 0, -128, -64, 0, 64, -128, -64, 0, 0, -128, -64, 0, 64, -128, -64));
@@ -143,9 +149,12 @@ inline void decode_groups(const uint8_t* const* codes, int64_t at, const uint8_t
         }
         for (int j = 0; j < 8; j++) a[j] = b[j];
     }
+    __m256 first{}, second{};
     for (int i = kBoth ? 0 : 4; i < 8; i++) {
-        const __m256 first = (__m256)wide_scale(wide_bytes(scales + i / 4 * kPanel));
-        const __m256 second = (__m256)wide_scale(wide_bytes(scales + i / 4 * kPanel + 8));
+        if (i % 4 == 0) {
+            first = (__m256)wide_scale(wide_bytes(scales + i / 4 * kPanel));
+            second = (__m256)wide_scale(wide_bytes(scales + i / 4 * kPanel + 8));
+        }
         const __m256i even = _mm256_and_si256((__m256i)a[i], nibble);
         const __m256i odd = _mm256_and_si256(_mm256_srli_epi16((__m256i)a[i], 4), nibble);
         const v32 even_low = (v32)_mm256_shuffle_epi8(low_bytes, even);
@@ -155,24 +164,27 @@ inline void decode_groups(const uint8_t* const* codes, int64_t at, const uint8_t
         for (int byte = 0; byte < 2; byte++) {
             const v32 evens = byte ? weave_high(even_low, even_high) : weave_low(even_low, even_high);
             const v32 odds = byte ? weave_high(odd_low, odd_high) : weave_low(odd_low, odd_high);
-            uint32_t* pair = to + (2 * i + byte) * kPanel;
-            scale_pairs(_mm256_unpacklo_epi16((__m256i)evens, (__m256i)odds), first, pair);
-            scale_pairs(_mm256_unpackhi_epi16((__m256i)evens, (__m256i)odds), second, pair + 8);
+            uint32_t* pair = to + (2 * i + byte) * kPanel * (kWide ? 2 : 1);
+            scale_pairs<kWide>(_mm256_unpacklo_epi16((__m256i)evens, (__m256i)odds), first, pair);
+            scale_pairs<kWide>(_mm256_unpackhi_epi16((__m256i)evens, (__m256i)odds), second, pair + 8);
         }
     }
 }
 
 // Values [begin, begin + count) of 16 rows, both multiples of 16, from the beginnings of the rows' codes
-// and scales. Codes `ahead` bytes further on are what will be wanted next.
+// and scales. Codes `ahead` bytes further on are what will be wanted next. As pairs of bf16 or, with
+// kWide, as fp32.
+template <bool kWide = false>
 inline void decode_nvfp4(const uint8_t* const* codes, const uint8_t* const* scales, int64_t begin,
                          int64_t count, int64_t ahead, uint32_t* to) {
     const int64_t groups = count / 16;
     uint8_t scale_room[kSpare + kRun / 16 * kPanel], *own = scale_room + kSpare;
+    constexpr int64_t group = 8 * kPanel * (kWide ? 2 : 1);  // words
     columns(scales, begin / 16, groups, own);
     int64_t g = 0;
     for (; g + 2 <= groups; g += 2) {
         if (g % 8 == 0) fetch(codes, begin / 2 + g * 8 + ahead);
-        decode_groups<true>(codes, begin / 2 + g * 8, own + g * kPanel, to + g * 8 * kPanel);
+        decode_groups<true, kWide>(codes, begin / 2 + g * 8, own + g * kPanel, to + g * group);
     }
     if (g == groups) return;
     uint8_t last[kPanel][16] = {};  // the one group left as the second of two
@@ -181,7 +193,7 @@ inline void decode_nvfp4(const uint8_t* const* codes, const uint8_t* const* scal
         memcpy(last[j] + 8, codes[j] + begin / 2 + g * 8, 8);
         rows[j] = last[j];
     }
-    decode_groups<false>(rows, 0, own + (g - 1) * kPanel, to + (g - 1) * 8 * kPanel);
+    decode_groups<false, kWide>(rows, 0, own + (g - 1) * kPanel, to + (g - 1) * group);
 }
 #else
 // E2M1 to fp32: a magnitude by three bits, the sign in bit 3.

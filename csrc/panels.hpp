@@ -57,7 +57,18 @@ inline void widen_bytes(const uint8_t* const* rows, int64_t begin, int64_t count
         }
 }
 
-// What tiles read for panel `panel` and k in [begin, begin + count); `room` holds count * 16 words.
+// Whether a panel of the format can be had in fp32 at once, and as fast as in pairs of bf16.
+SFUMATO_INLINE bool decodes_to_floats([[maybe_unused]] const Matrix& w) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    return w.format == Format::nvfp4_rows;
+#else
+    return false;
+#endif
+}
+
+// What tiles read for panel `panel` and k in [begin, begin + count); `room` holds count * 16 words. With
+// kWide, where `decodes_to_floats`, fp32 [count][16].
+template <bool kWide = false>
 inline const uint32_t* panel_words(const Matrix& w, int64_t panel, int64_t begin, int64_t count,
                                    uint32_t* room) {
     if (w.format == Format::bf16_panels)
@@ -76,7 +87,11 @@ inline const uint32_t* panel_words(const Matrix& w, int64_t panel, int64_t begin
         // Next to be read: these rows' next run, or after the last one the next group's rows.
         const int64_t group = w.values ? kGroup / 2 : kGroup;
         const int64_t ahead = begin + count < w.k ? count / 2 : (group * w.k - begin) / 2;
+#if defined(__AVX2__) && !defined(__AVX512F__)
+        decode_nvfp4<kWide>(codes, scales, begin, count, ahead, room);
+#else
         decode_nvfp4(codes, scales, begin, count, ahead, room);
+#endif
         return room;
     }
     if (w.format == Format::i8_rows) {

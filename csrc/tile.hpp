@@ -26,6 +26,19 @@ constexpr bool kPairedActivations = true;
 constexpr bool kPairedActivations = false;
 #endif
 
+// The odd values of pairs of bf16. AVX2's tile has sums in 12 of 16 registers: a mask that takes another
+// for itself drives some of them to memory in every step, so it stays there instead.
+SFUMATO_INLINE vf odd_of(vu pairs) {
+#if defined(__AVX2__) && !defined(__AVX512F__) && defined(__GNUC__)
+    static const vu high = vu{} + 0xffff0000u;
+    vu odd;
+    asm("vpand %2, %1, %0" : "=x"(odd) : "x"(pairs), "m"(high));
+    return (vf)odd;
+#else
+    return second_of(pairs);
+#endif
+}
+
 struct FloatRows {  // fp32 activations times bf16 pairs
     typedef float Activation;
     static constexpr int per_step = 2, per_activation = 1;  // values of k
@@ -38,7 +51,7 @@ struct FloatRows {  // fp32 activations times bf16 pairs
         for (int r = 0; r < R; r++)
             for (int v = 0; v < V; v++) sum[r][v] += a[r * lda + 2 * at] * part[v];
         for (int v = 0; v < V; v++)
-            part[v] = second_of(load<vu>(w[v / kVectors] + at * kPanel + v % kVectors * kLanes));
+            part[v] = odd_of(load<vu>(w[v / kVectors] + at * kPanel + v % kVectors * kLanes));
         for (int r = 0; r < R; r++)
             for (int v = 0; v < V; v++) sum[r][v] += a[r * lda + 2 * at + 1] * part[v];
     }
@@ -99,16 +112,6 @@ SFUMATO_INLINE void tile_rows(int rows, const typename Kind::Activation* a, int6
     }
 }
 
-// Pairs of bf16 in [steps][16] as fp32 in [2 * steps][16].
-inline void widen_words(const uint32_t* words, int64_t steps, float* to) {
-    for (int64_t at = 0; at < steps; at++)
-        for (int lane = 0; lane < kPanel; lane += kLanes) {
-            const vu pairs = load<vu>(words + at * kPanel + lane);
-            store(to + 2 * at * kPanel + lane, first_of(pairs));
-            store(to + (2 * at + 1) * kPanel + lane, second_of(pairs));
-        }
-}
-
 // One run of the products of all rows with P neighbouring panels.
 template <class Kind, int P>
 inline void run_panels(const typename Kind::Activation* x, int64_t lda, int64_t rows, int64_t count,
@@ -119,11 +122,19 @@ inline void run_panels(const typename Kind::Activation* x, int64_t lda, int64_t 
     }
 }
 
-constexpr int64_t kWidenFrom = 3 * kTileRows;  // rows from which pairs are worth widening first
-constexpr int kPanelsInGroup = kGroup / kPanel;
+// The same with `wide` panels, as many as a tile takes or the last one of a matrix.
+template <class Kind>
+SFUMATO_INLINE void run_tiles(int wide, const typename Kind::Activation* x, int64_t lda, int64_t rows,
+                              int64_t count, const uint32_t* const* words, float* c) {
+    if (wide == kTilePanels)
+        run_panels<Kind, kTilePanels>(x, lda, rows, count, words, c);
+    else
+        run_panels<Kind, 1>(x, lda, rows, count, words, c);
+}
 
-// Rooms: words for a group's panels, and the widened words of one tile's panels.
-constexpr int64_t kRoomWords = kRun * kPanel * (kPanelsInGroup + kTilePanels);
+constexpr int kPanelsInGroup = kGroup / kPanel;
+constexpr int64_t kRoomWords = kRun * kPanel * kPanelsInGroup;  // for a group's panels in pairs
+static_assert(kTilePanels * 2 <= kPanelsInGroup, "or for a tile's panels in fp32");
 
 // Products with rows in 8 bits, times the rows' own scales.
 SFUMATO_INLINE void scale_columns(const Matrix& w, int64_t group, int64_t rows, float* c) {
@@ -140,8 +151,8 @@ SFUMATO_INLINE void scale_columns(const Matrix& w, int64_t group, int64_t rows, 
 // c[rows][64] = x . w for the channels of one group (its panels alone are computed). `lda` is the
 // distance between rows in activations of the kind: floats, or pairs. `room` is kRoomWords words.
 //
-// How many panels a tile takes, and whether pairs are widened before or inside it, hangs on the
-// number of rows; the order in which an element's products are added does not.
+// How many panels a tile takes, and whether they are pairs or fp32 already, hangs on the number of rows;
+// the order in which an element's products are added does not.
 template <class Kind>
 inline void group_product(const typename Kind::Activation* x, int64_t lda, int64_t rows,
                           const Matrix& w, int64_t group, float* c, uint32_t* room) {
@@ -162,29 +173,19 @@ inline void group_product(const typename Kind::Activation* x, int64_t lda, int64
         }
         for (int p = 0; p < own; p += kTilePanels) {
             const int wide = own - p < kTilePanels ? own - p : kTilePanels;
-            for (int i = 0; i < wide; i++) {
-                words[i] = panel_words(w, first + p + i, begin, count, room + i * kRun * kPanel);
-                if constexpr (__is_same(Kind, FloatRows)) {
-                    if (rows < kWidenFrom) continue;
-                    uint32_t* widened = room + (kPanelsInGroup + i) * kRun * kPanel;
-                    widen_words(words[i], count / 2, (float*)widened);
-                    words[i] = widened;
-                }
-            }
-            float* to = c + p * kPanel;
             if constexpr (__is_same(Kind, FloatRows)) {
-                if (rows >= kWidenFrom) {
-                    if (wide == kTilePanels)
-                        run_panels<FloatWeights, kTilePanels>(from, lda, rows, count, words, to);
-                    else
-                        run_panels<FloatWeights, 1>(from, lda, rows, count, words, to);
+                if (decodes_to_floats(w)) {
+                    for (int i = 0; i < wide; i++) {
+                        uint32_t* own_room = room + i * 2 * kRun * kPanel;
+                        words[i] = panel_words<true>(w, first + p + i, begin, count, own_room);
+                    }
+                    run_tiles<FloatWeights>(wide, from, lda, rows, count, words, c + p * kPanel);
                     continue;
                 }
             }
-            if (wide == kTilePanels)
-                run_panels<Kind, kTilePanels>(from, lda, rows, count, words, to);
-            else
-                run_panels<Kind, 1>(from, lda, rows, count, words, to);
+            for (int i = 0; i < wide; i++)
+                words[i] = panel_words(w, first + p + i, begin, count, room + i * kRun * kPanel);
+            run_tiles<Kind>(wide, from, lda, rows, count, words, c + p * kPanel);
         }
     }
     if (w.row_scales) scale_columns(w, group, rows, c);

@@ -12,6 +12,7 @@ _PREFIX = "SFUMATO_"
 _KNOWN = ("SFUMATO_KERNELS", "SFUMATO_MODEL", "SFUMATO_THREADS")
 _TRUE = frozenset({"1", "on", "yes", "true"})  # as huggingface_hub reads its own switches
 _MAX_THREADS = 4096
+_ALLOCATOR = ("MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 _DUMB = frozenset({"", "dumb", "unknown"})  # of TERM; without one, a terminal is what git calls so
 
 
@@ -24,7 +25,8 @@ class Settings:
     `kernels` (SFUMATO_KERNELS) the compiled kernels: "auto", "reference" for torch alone, or an
     instruction set's name, checked where they are chosen; `offline` (HF_HUB_OFFLINE) forbids the
     network, and huggingface_hub itself obeys the same variable; `dumb` is True on a terminal
-    that says it can do nothing, or does not say what it is.
+    that says it can do nothing, or does not say what it is; `allocator` is True where the C
+    library has been told how to hold memory (MALLOC_MMAP_THRESHOLD_, GLIBC_TUNABLES).
     """
 
     model: str | None = None
@@ -32,6 +34,7 @@ class Settings:
     kernels: str = "auto"
     offline: bool = False
     dumb: bool = False
+    allocator: bool = False
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
@@ -53,6 +56,7 @@ class Settings:
             kernels=found.get("SFUMATO_KERNELS", "").strip() or "auto",
             offline=found.get("HF_HUB_OFFLINE", "").strip().lower() in _TRUE,
             dumb=found.get("TERM", "" if os.name == "posix" else "windows") in _DUMB,
+            allocator=any(name in found for name in _ALLOCATOR),
         )
 
 

@@ -25,9 +25,10 @@ def test_everything_at_once() -> None:
         "HF_HUB_OFFLINE": "1",
         "TERM": "dumb",
         "PATH": "/bin",
+        "GLIBC_TUNABLES": "glibc.malloc.check=0",
     }
     assert Settings.from_environment(environment) == Settings(
-        model="/models/gemma", threads=8, kernels="avx2", offline=True, dumb=True
+        model="/models/gemma", threads=8, kernels="avx2", offline=True, dumb=True, allocator=True
     )
 
 

@@ -18,6 +18,7 @@ from sfumato.config.quantisation import Quantisation, load_quantisation
 from sfumato.errors import CheckpointError, InputError
 from sfumato.model.diffusion_gemma import DiffusionGemma
 from sfumato.weights.files import WeightFiles
+from sfumato.weights.heap import LARGE, give_back_freed
 from sfumato.weights.names import EMBEDDING, assign_names
 from sfumato.weights.pieces import (
     Piece,
@@ -51,6 +52,8 @@ def load_network(
     8 bits are not decoded: they stay in the files' pages, in `network.quantised` and
     `network.int8_table`, and their parameters on the meta device.
 
+    For files of 1 GB and more, glibc is told to give freed memory back (see `heap`).
+
     Raises ConfigError, CheckpointError, or InputError for a dtype or device that cannot be.
     """
     with _collector_off():
@@ -68,6 +71,8 @@ def _load(
     wanted = _dtype(dtype, config)
     target = _device(device)
     files = WeightFiles(folder)
+    if sum(entry.stop - entry.start for entry in files.entries.values()) >= LARGE:
+        give_back_freed()
     network = build_on_meta(config)
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     quantisation = load_quantisation(folder)

@@ -154,7 +154,7 @@ struct Kernels {
     void (*route)(const Route&);
 };
 
-// Every instruction set this library was compiled for, best first.
+// Every instruction set this library was compiled for, the fastest on this processor first.
 const Kernels* const* all_kernels(int* count);
 
 // Memory of the calling thread, 64-byte aligned, kept until it asks for more of the same slot.

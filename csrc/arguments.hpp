@@ -44,7 +44,7 @@ struct Weight {
 
     Weight(const std::string& format, const std::vector<Array>& data, const std::vector<Array>& other,
            const std::vector<Array>& scales, const std::vector<Array>& other_scales,
-           const std::optional<Array>& scale, int64_t n)
+           const std::optional<Array>& scale, int64_t n, bool narrow)
         : values(!other.empty()) {
         const bool nvfp4 = format == "nvfp4_rows", panels = format == "bf16_panels";
         const bool bytes = format == "i8_rows";
@@ -69,6 +69,8 @@ struct Weight {
         }
         need(!matrices.empty(), "a weight has at least one matrix");
         experts = (int64_t)matrices.size();
+        need(!narrow || nvfp4 || bytes, "activations in 8 bits are for NVFP4 and rows in 8 bits");
+        for (Matrix& one : matrices) one.narrow = narrow;
         if (nvfp4) set_scales(*scale);
         first = matrices[0];
         for (const Matrix& one : matrices) need(one.k == first.k, "all matrices must have one shape");

@@ -218,12 +218,12 @@ template <class Kind>
 inline void run_block(const Attention& job, const Block& block, const Span& span,
                       const Rooms<Kind>& rooms) {
     const int64_t size = job.bf16 ? 2 : 4, dim = job.dim;
-    const int64_t lda = Kind::per_activation == 2 ? dim / 2 : dim;
+    const int64_t lda = Kind::words(dim);
     for (int64_t i = 0; i < block.count; i++) {
         const char* from = (const char*)job.queries +
                            (block.batch * job.query_strides[0] + head_in(job, block, i) * job.query_strides[1] +
                             row_in(job, block, i) * job.query_strides[2]) * size;
-        if constexpr (Kind::per_activation == 2)
+        if constexpr (__is_same(Kind, PairRows))
             memcpy(rooms.queries + i * lda, from, dim * 2);
         else
             for (int64_t d = 0; d < dim; d += kLanes)

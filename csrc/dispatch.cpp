@@ -12,6 +12,7 @@ namespace sfumato {
     }
 #if defined(SFUMATO_X86)
 SFUMATO_SET(avx512_bf16)
+SFUMATO_SET(avx512_vnni)
 SFUMATO_SET(avx512)
 SFUMATO_SET(avx2)
 #endif
@@ -30,8 +31,9 @@ bool bf16_is_slow() { return __builtin_cpu_is("intel"); }
 const Kernels* const* all_kernels(int* count) {
 #if defined(SFUMATO_X86)
     static const Kernels* const sets[] = {
-        bf16_is_slow() ? &avx512::kernels : &avx512_bf16::kernels,
-        bf16_is_slow() ? &avx512_bf16::kernels : &avx512::kernels,
+        bf16_is_slow() ? &avx512_vnni::kernels : &avx512_bf16::kernels,
+        bf16_is_slow() ? &avx512_bf16::kernels : &avx512_vnni::kernels,
+        &avx512::kernels,
         &avx2::kernels,
         &portable::kernels,
     };

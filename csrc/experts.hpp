@@ -27,15 +27,18 @@ inline int64_t sort_by_expert(const Experts& job, int64_t* order, int64_t* start
     return count;
 }
 
-// Rows of `x` gathered by the order of a task, as the kind's activations, rows `k` apart.
+// Rows of `x` gathered by the order of a task, as the kind's activations, without gaps. Of rows in 8 bits
+// the records of all rows are there.
 template <class Kind>
-inline void gather(const Experts& job, const int64_t* order, const Task& task,
+inline void gather(const Experts& job, const int64_t* order, const Task& task, const uint32_t* records,
                    typename Kind::Activation* to) {
-    const int64_t width = job.x.width;
+    const int64_t width = job.x.width, words = Kind::words(width);
     for (int64_t i = 0; i < task.count; i++) {
         const int64_t row = order[task.begin + i] / job.slots;
-        if constexpr (Kind::per_activation == 2) {
-            memcpy(to + i * width / 2, (const uint16_t*)job.x.data + row * job.x.stride, width * 2);
+        if constexpr (kIsNarrow<Kind>) {
+            memcpy(to + i * words, records + row * words, sizeof(uint32_t) * words);
+        } else if constexpr (__is_same(Kind, PairRows)) {
+            memcpy(to + i * words, (const uint16_t*)job.x.data + row * job.x.stride, width * 2);
         } else {
             int64_t lda;
             float* own = (float*)to + i * width;
@@ -45,29 +48,44 @@ inline void gather(const Experts& job, const int64_t* order, const Task& task,
     }
 }
 
+// The activations between a task's two products, rounded to their own dtype, whatever the kind.
 template <class Kind>
-inline void run_task(const Experts& job, const int64_t* order, const Task& task, float* parts) {
+inline const typename Kind::Activation* between_products(const Rows& between, bool bf16, uint32_t* records) {
+    typedef typename Kind::Activation Activation;
+    if (bf16 && !between.bf16)
+        for (int64_t i = 0; i < between.count * between.width; i++)
+            ((float*)between.data)[i] = widen(narrow(((float*)between.data)[i]));
+    if constexpr (kIsNarrow<Kind>) {
+        for (int64_t i = 0; i < between.count; i++)
+            narrow_row((const float*)between.data + i * between.width, false, between.width,
+                       offset_of(true), records + i * Kind::words(between.width));
+        return records;
+    } else {
+        return (const Activation*)between.data;
+    }
+}
+
+template <class Kind>
+inline void run_task(const Experts& job, const int64_t* order, const Task& task, const uint32_t* records,
+                     float* parts) {
     typedef typename Kind::Activation Activation;
     const Matrix &up = job.gate_up[task.expert], &down = job.down[task.expert];
     const int64_t width = job.x.width, inner = down.k;
-    constexpr bool pairs = Kind::per_activation == 2;
     float* c = (float*)scratch(2, sizeof(float) * kTaskRows * kGroup);
     uint32_t* room = (uint32_t*)scratch(3, sizeof(uint32_t) * kRoomWords);
     Activation* x = (Activation*)scratch(4, sizeof(float) * kTaskRows * width);
-    Activation* h = (Activation*)scratch(5, sizeof(float) * kTaskRows * inner);
-    gather<Kind>(job, order, task, x);
-    // Between the two products the activations are rounded to their own dtype, whatever the kind.
-    const Rows between = {h, pairs, task.count, inner, inner};
+    void* h = scratch(5, sizeof(float) * kTaskRows * inner);
+    gather<Kind>(job, order, task, records, x);
+    const Rows between = {h, __is_same(Kind, PairRows), task.count, inner, inner};
     const Linear first = {job.x, up, between, true, 1};
     for (int64_t group = 0; group < (up.n + kGroup - 1) / kGroup; group++) {
-        group_product<Kind>(x, pairs ? width / 2 : width, task.count, up, group, c, room);
+        group_product<Kind>(x, Kind::words(width), task.count, up, group, c, room);
         finish_group(first, c, 0, task.count, group);
     }
-    if (job.x.bf16 && !pairs)
-        for (int64_t i = 0; i < task.count * inner; i++)
-            ((float*)h)[i] = widen(narrow(((float*)h)[i]));
+    uint32_t* own = kIsNarrow<Kind> ? (uint32_t*)scratch(6, sizeof(float) * kTaskRows * inner) : nullptr;
+    const Activation* active = between_products<Kind>(between, job.x.bf16, own);
     for (int64_t group = 0; group < (down.n + kGroup - 1) / kGroup; group++) {
-        group_product<Kind>(h, pairs ? inner / 2 : inner, task.count, down, group, c, room);
+        group_product<Kind>(active, Kind::words(inner), task.count, down, group, c, room);
         const int64_t left = down.n - group * kGroup, own = left < kGroup ? left : kGroup;
         for (int64_t i = 0; i < task.count; i++) {
             const int64_t number = order[task.begin + i];
@@ -99,12 +117,15 @@ inline void experts_of(const Experts& job) {
         0, (int64_t)(sizeof(int64_t) * (total + job.experts + 1) + sizeof(Task) * most));
     int64_t* starts = order + total;
     Task* tasks = (Task*)(starts + job.experts + 1);
-    float* parts = (float*)scratch(1, sizeof(float) * total * width);
+    const int64_t words = kIsNarrow<Kind> ? job.x.count * Kind::words(job.x.width) : 0;
+    float* parts = (float*)scratch(1, (int64_t)sizeof(float) * (total * width + words));
+    uint32_t* records = (uint32_t*)(parts + total * width);
+    if constexpr (kIsNarrow<Kind>) narrow_rows(job.x, offset_of(true), job.threads, records);
     const int64_t count = sort_by_expert(job, order, starts, tasks);
 #pragma omp parallel num_threads(job.threads)
     {
 #pragma omp for schedule(dynamic, 1)
-        for (int64_t t = 0; t < count; t++) run_task<Kind>(job, order, tasks[t], parts);
+        for (int64_t t = 0; t < count; t++) run_task<Kind>(job, order, tasks[t], records, parts);
 #pragma omp for schedule(static)
         for (int64_t row = 0; row < job.x.count; row++)
             mix_parts(job, parts + row * job.slots * width, row, width);
@@ -112,7 +133,9 @@ inline void experts_of(const Experts& job) {
 }
 
 inline void experts(const Experts& job) {
-    if (job.gate_up->format == Format::f32_rows)
+    if (narrows(*job.gate_up) && narrows(*job.down))
+        experts_of<NarrowRows<true>>(job);
+    else if (job.gate_up->format == Format::f32_rows)
         experts_of<FloatWeights>(job);
     else if (paired(job.x, *job.gate_up))
         experts_of<PairRows>(job);

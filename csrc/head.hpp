@@ -178,7 +178,7 @@ inline void believe(const Soft& job, const Vocabulary<Kind>& words, int64_t grou
                     int32_t* chosen) {
     const int64_t rows = job.x.count;
     const float* most = job.group_maximum + group * rows;
-    const int64_t dense = job.x.width / Kind::per_activation;  // between gathered rows
+    const int64_t dense = Kind::words(job.x.width);  // between gathered rows
     const Scores how = words.scores(group);
     for (int64_t row = 0; row < rows;) {
         int64_t count = 0;
@@ -299,12 +299,12 @@ inline void soft_of(const Soft& job, const typename Kind::Activation* x, int64_t
 
 // A head and its soft embeddings must take the same way through the tiles: their bits must agree.
 inline void head(const Head& job) {
-    with_rows(job.x, job.weight,
+    with_rows(job.x, job.weight, job.threads,
               [&]<class Kind>(const typename Kind::Activation* x, int64_t lda) { head_of<Kind>(job, x, lda); });
 }
 
 inline void soft(const Soft& job) {
-    with_rows(job.x, job.weight,
+    with_rows(job.x, job.weight, job.threads,
               [&]<class Kind>(const typename Kind::Activation* x, int64_t lda) { soft_of<Kind>(job, x, lda); });
 }
 

@@ -9,13 +9,16 @@
 namespace sfumato::SFUMATO_ISA {
 
 static bool usable() {
+#if defined(__AVX512F__)
+    bool found = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                 __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+#if defined(__AVX512VNNI__)
+    found = found && __builtin_cpu_supports("avx512vnni");
+#endif
 #if defined(__AVX512BF16__)
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512bf16");
-#elif defined(__AVX512F__)
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    found = found && __builtin_cpu_supports("avx512bf16");
+#endif
+    return found;
 #elif defined(__AVX2__)
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #else
@@ -26,7 +29,7 @@ static bool usable() {
 #define SFUMATO_TEXT(name) #name
 #define SFUMATO_NAME(name) SFUMATO_TEXT(name)
 
-extern const Kernels kernels = {SFUMATO_NAME(SFUMATO_ISA), usable, linear, experts, head,
+extern const Kernels kernels = {SFUMATO_NAME(SFUMATO_ISA), kMultipliesBytes, usable, linear, experts, head,
                                soft, norm, heads, attention, route};
 
 }  // namespace sfumato::SFUMATO_ISA

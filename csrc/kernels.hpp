@@ -35,6 +35,7 @@ struct Matrix {
     float value_scale;  // of a gated weight's values; its `scale` is the gate's alone
     int64_t n, k;
     int64_t stride;  // between rows, in elements; f32_rows, bf16_rows and i8_rows only
+    bool narrow;     // activations may be rounded to 8 bits for it (narrow.hpp); nvfp4 and i8_rows only
 };
 
 // Activations or results [count, width], fp32 or bf16, rows `stride` elements apart.
@@ -143,7 +144,8 @@ struct Route {
 
 struct Kernels {
     const char* name;
-    bool (*usable)();  // whether this processor has what the code needs
+    bool multiplies_bytes;  // whether rows in 8 bits may take activations in 8 bits
+    bool (*usable)();       // whether this processor has what the code needs
     void (*linear)(const Linear&);
     void (*experts)(const Experts&);
     void (*head)(const Head&);

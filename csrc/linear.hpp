@@ -46,7 +46,7 @@ inline void linear_groups(const Linear& job, const typename Kind::Activation* x,
 }
 
 inline void linear(const Linear& job) {
-    with_rows(job.x, job.weight,
+    with_rows(job.x, job.weight, job.threads,
               [&]<class Kind>(const typename Kind::Activation* x, int64_t lda) { linear_groups<Kind>(job, x, lda); });
 }
 

@@ -25,6 +25,8 @@ std::vector<std::tuple<std::string, bool>> instruction_sets() {
     return out;
 }
 
+bool multiplies_bytes(const std::string& set) { return set_of(set).multiplies_bytes; }
+
 void run_linear(const std::string& set, const Array& x, const Weight& weight, const Array& out,
                 bool gated, int threads) {
     need(weight.experts == 1, "linear takes one matrix");
@@ -255,9 +257,9 @@ NB_MODULE(_kernels, module) {
     nb::class_<Weight>(module, "Weight")
         .def(nb::init<const std::string&, const std::vector<Array>&, const std::vector<Array>&,
                       const std::vector<Array>&, const std::vector<Array>&, const std::optional<Array>&,
-                      int64_t>(),
+                      int64_t, bool>(),
              nb::arg("format"), nb::arg("data"), nb::arg("values"), nb::arg("scales"),
-             nb::arg("value_scales"), nb::arg("scale").none(), nb::arg("n"))
+             nb::arg("value_scales"), nb::arg("scale").none(), nb::arg("n"), nb::arg("narrow") = false)
         .def_prop_ro("n", [](const Weight& w) { return w.first.n; })
         .def_prop_ro("k", [](const Weight& w) { return w.first.k; })
         .def_prop_ro("experts", [](const Weight& w) { return w.experts; });
@@ -272,6 +274,7 @@ NB_MODULE(_kernels, module) {
         .def("finish", &Layer::finish, nb::arg("set"), nb::arg("x"), nb::arg("mixed"), nb::arg("scale"),
              nb::arg("out"), nb::arg("room"), nb::arg("threads"));
     module.def("instruction_sets", instruction_sets);
+    module.def("multiplies_bytes", multiplies_bytes, nb::arg("set"));
     module.def("linear", run_linear, nb::arg("set"), nb::arg("x"), nb::arg("weight"), nb::arg("out"),
                nb::arg("gated"), nb::arg("threads"));
     module.def("experts", run_experts, nb::arg("set"), nb::arg("x"), nb::arg("chosen"), nb::arg("shares"),

@@ -241,4 +241,54 @@ inline void decode_nvfp4(const uint8_t* const* codes, const uint8_t* const* scal
 }
 #endif
 
+
+// E2M1 doubled is a whole number from -12 to 12; raised by the offset it has no sign.
+constexpr int32_t kCodeOffset = 12;
+constexpr int64_t kCodeGroup = 5 * kPanel;  // words for 16 k: codes [4 words of four k][16], scales [16]
+
+// Four codes a lane, each in the low half of a byte, to raised whole numbers.
+SFUMATO_INLINE vu raised(vu codes) {
+#if defined(__AVX2__)
+    const __m128i table = _mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0);
+#endif
+#if defined(__AVX512F__)
+    return (vu)_mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), (__m512i)codes);
+#elif defined(__AVX2__)
+    return (vu)_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), (__m256i)codes);
+#else
+    static const uint8_t table[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
+    uint8_t bytes[sizeof codes];
+    store(bytes, codes);
+    for (uint8_t& byte : bytes) byte = table[byte & 15];
+    return load<vu>(bytes);
+#endif
+}
+
+// Values [begin, begin + count) of 16 rows as codes with scales, halved for what the codes are doubled.
+inline void raise_nvfp4(const uint8_t* const* codes, const uint8_t* const* scales, int64_t begin,
+                        int64_t count, int64_t ahead, uint32_t* to) {
+    constexpr int64_t most = 4;  // groups at once: 32 bytes of codes a row
+    uint8_t code_room[kSpare + most * 8 * kPanel], scale_room[kSpare + kRun / 16 * kPanel];
+    uint8_t *own_codes = code_room + kSpare, *own_scales = scale_room + kSpare;
+    const int64_t groups = count / 16;
+    columns(scales, begin / 16, groups, own_scales);
+    for (int64_t g = 0; g < groups; g++) {
+        if (g % 8 == 0) fetch(codes, begin / 2 + g * 8 + ahead);
+        if (g % most == 0) {
+            const int64_t some = groups - g < most ? groups - g : most;
+            columns(codes, begin / 2 + g * 8, some * 8, own_codes);
+        }
+        const uint8_t* from = own_codes + g % most * 8 * kPanel;
+        for (int lane = 0; lane < kPanel; lane += kLanes) {
+            for (int i = 0; i < 4; i++) {
+                const vu first = wide_bytes(from + 2 * i * kPanel + lane);
+                const vu both = first | (wide_bytes(from + (2 * i + 1) * kPanel + lane) << 16);
+                store(to + g * kCodeGroup + i * kPanel + lane, raised((both | (both << 4)) & 0x0f0f0f0fu));
+            }
+            const vf scale = wide_scale(wide_bytes(own_scales + g * kPanel + lane));
+            store(to + g * kCodeGroup + 4 * kPanel + lane, scale * 0.5f);
+        }
+    }
+}
+
 }  // namespace sfumato::SFUMATO_ISA

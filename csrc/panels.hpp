@@ -1,5 +1,6 @@
 // From a matrix in memory to what a tile reads: for 16 channels and a run of k, pairs of bf16 in
-// [k / 2][16], or fp32 in [k][16]. A bf16 matrix in panels lies so already and is read in place.
+// [k / 2][16], fp32 in [k][16], or codes with their scales (nvfp4.hpp: kCodeGroup). A bf16 matrix in
+// panels lies so already and is read in place.
 #pragma once
 
 #include "kernels.hpp"
@@ -45,17 +46,40 @@ inline void transpose(const uint32_t* const* rows, int64_t count, uint32_t* to) 
 
 // Eight-bit values of 16 rows as bf16, which holds them exactly.
 inline void widen_bytes(const uint8_t* const* rows, int64_t begin, int64_t count, uint32_t* to) {
-    typedef int8_t vb __attribute__((vector_size(kLanes)));
-    uint8_t room[kSpare + kRun * kPanel], *own = room + kSpare;
-    columns(rows, begin, count, own);
-    for (int64_t pair = 0; pair < count / 2; pair++)
+    const uint32_t* words[kPanel];
+    for (int j = 0; j < kPanel; j++) words[j] = (const uint32_t*)(rows[j] + begin);
+    uint32_t room[kRun / 4 * kPanel];
+    transpose(words, count / 4, room);
+    for (int64_t word = 0; word < count / 4; word++)
         for (int lane = 0; lane < kPanel; lane += kLanes) {
-            const uint8_t* from = own + 2 * pair * kPanel + lane;
-            const vf first = __builtin_convertvector(load<vb>(from), vf);
-            const vf second = __builtin_convertvector(load<vb>(from + kPanel), vf);
-            store(to + pair * kPanel + lane, ((vu)first >> 16) | (vu)second);
+            const vi four = load<vi>(room + word * kPanel + lane);
+            for (int half = 0; half < 2; half++) {
+                const vf first = __builtin_convertvector((four << (24 - 16 * half)) >> 24, vf);
+                const vf second = __builtin_convertvector((four << (16 - 16 * half)) >> 24, vf);
+                store(to + (2 * word + half) * kPanel + lane, ((vu)first >> 16) | (vu)second);
+            }
         }
+    if (count % 4 == 0) return;
+    for (int j = 0; j < kPanel; j++) {  // two values are left, k being even
+        const int8_t* last = (const int8_t*)rows[j] + begin + count - 2;
+        to[(count / 2 - 1) * kPanel + j] = (uint32_t)narrow((float)last[0]) | (uint32_t)narrow((float)last[1]) << 16;
+    }
 }
+
+// The same as codes raised by 128, [k / 16][4 words of four k][16], and no scales: a panel's groups are
+// kCodeGroup words apart.
+inline void raise_bytes(const uint8_t* const* rows, int64_t begin, int64_t count, uint32_t* to) {
+    const uint32_t* words[kPanel];
+    for (int j = 0; j < kPanel; j++) words[j] = (const uint32_t*)(rows[j] + begin);
+    uint32_t room[kRun / 4 * kPanel];
+    transpose(words, count / 4, room);
+    for (int64_t group = 0; group < count / 16; group++)
+        for (int i = 0; i < 4 * kPanel; i += kLanes)
+            store(to + group * kCodeGroup + i, load<vu>(room + group * 4 * kPanel + i) ^ 0x80808080u);
+}
+
+// What a panel becomes.
+enum class As { pairs, floats, codes };
 
 // Whether a panel of the format can be had in fp32 at once, and as fast as in pairs of bf16.
 SFUMATO_INLINE bool decodes_to_floats([[maybe_unused]] const Matrix& w) {
@@ -66,9 +90,9 @@ SFUMATO_INLINE bool decodes_to_floats([[maybe_unused]] const Matrix& w) {
 #endif
 }
 
-// What tiles read for panel `panel` and k in [begin, begin + count); `room` holds count * 16 words. With
-// kWide, where `decodes_to_floats`, fp32 [count][16].
-template <bool kWide = false>
+// What tiles read for panel `panel` and k in [begin, begin + count); `room` holds count * 16 words. Floats
+// are to be had where `decodes_to_floats`, codes where `narrows` (narrow.hpp).
+template <As kAs = As::pairs>
 inline const uint32_t* panel_words(const Matrix& w, int64_t panel, int64_t begin, int64_t count,
                                    uint32_t* room) {
     if (w.format == Format::bf16_panels)
@@ -87,8 +111,12 @@ inline const uint32_t* panel_words(const Matrix& w, int64_t panel, int64_t begin
         // Next to be read: these rows' next run, or after the last one the next group's rows.
         const int64_t group = w.values ? kGroup / 2 : kGroup;
         const int64_t ahead = begin + count < w.k ? count / 2 : (group * w.k - begin) / 2;
+        if constexpr (kAs == As::codes) {
+            raise_nvfp4(codes, scales, begin, count, ahead, room);
+            return room;
+        }
 #if defined(__AVX2__) && !defined(__AVX512F__)
-        decode_nvfp4<kWide>(codes, scales, begin, count, ahead, room);
+        decode_nvfp4<kAs == As::floats>(codes, scales, begin, count, ahead, room);
 #else
         decode_nvfp4(codes, scales, begin, count, ahead, room);
 #endif
@@ -97,7 +125,10 @@ inline const uint32_t* panel_words(const Matrix& w, int64_t panel, int64_t begin
     if (w.format == Format::i8_rows) {
         const uint8_t* bytes[kPanel];
         for (int64_t j = 0; j < kPanel; j++) bytes[j] = (const uint8_t*)base + own[j] * w.stride;
-        widen_bytes(bytes, begin, count, room);
+        if constexpr (kAs == As::codes)
+            raise_bytes(bytes, begin, count, room);
+        else
+            widen_bytes(bytes, begin, count, room);
         return room;
     }
     const int64_t size = w.format == Format::f32_rows ? 4 : 2;

@@ -33,6 +33,8 @@ typedef float vf __attribute__((vector_size(kLanes * 4)));
 typedef uint32_t vu __attribute__((vector_size(kLanes * 4)));
 typedef int32_t vi __attribute__((vector_size(kLanes * 4)));
 
+constexpr int kVectors = 16 / kLanes;  // vectors in a panel's 16 channels
+
 template <class V>
 SFUMATO_INLINE V load(const void* from) {
     V v;

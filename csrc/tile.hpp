@@ -1,11 +1,9 @@
 // The innermost products: a few rows times a few panels, sums held in registers.
 #pragma once
 
-#include "panels.hpp"
+#include "narrow.hpp"
 
 namespace sfumato::SFUMATO_ISA {
-
-constexpr int kVectors = kPanel / kLanes;  // vectors in a panel's 16 channels
 
 #if defined(__AVX512BF16__)
 // Both products of a pair are added with one rounding each; subnormal inputs count as zero.
@@ -41,7 +39,9 @@ SFUMATO_INLINE vf odd_of(vu pairs) {
 
 struct FloatRows {  // fp32 activations times bf16 pairs
     typedef float Activation;
-    static constexpr int per_step = 2, per_activation = 1;  // values of k
+    static constexpr As as = As::pairs;
+    static constexpr int per_step = 2, rows = kTileRows;  // values of k in a step, rows of a tile
+    static constexpr int64_t words(int64_t k) { return k; }
     template <int R, int V>
     static SFUMATO_INLINE void step(vf (&sum)[R][V], const float* a, int64_t lda,
                                     const uint32_t* const* w, int64_t at) {
@@ -59,7 +59,9 @@ struct FloatRows {  // fp32 activations times bf16 pairs
 
 struct FloatWeights {  // fp32 activations times fp32
     typedef float Activation;
-    static constexpr int per_step = 1, per_activation = 1;
+    static constexpr As as = As::pairs;
+    static constexpr int per_step = 1, rows = kTileRows;
+    static constexpr int64_t words(int64_t k) { return k; }
     template <int R, int V>
     static SFUMATO_INLINE void step(vf (&sum)[R][V], const float* a, int64_t lda,
                                     const uint32_t* const* w, int64_t at) {
@@ -73,7 +75,9 @@ struct FloatWeights {  // fp32 activations times fp32
 
 struct PairRows {  // bf16 pairs times bf16 pairs
     typedef uint32_t Activation;
-    static constexpr int per_step = 2, per_activation = 2;
+    static constexpr As as = As::pairs;
+    static constexpr int per_step = 2, rows = kTileRows;
+    static constexpr int64_t words(int64_t k) { return k / 2; }
     template <int R, int V>
     static SFUMATO_INLINE void step(vf (&sum)[R][V], const uint32_t* a, int64_t lda,
                                     const uint32_t* const* w, int64_t at) {
@@ -101,7 +105,7 @@ inline void tile(const typename Kind::Activation* a, int64_t lda, const uint32_t
         }
 }
 
-template <class Kind, int P, int R = kTileRows>
+template <class Kind, int P, int R = Kind::rows>
 SFUMATO_INLINE void tile_rows(int rows, const typename Kind::Activation* a, int64_t lda,
                       const uint32_t* const* w, int64_t steps, float* c, int64_t ldc) {
     if constexpr (R > 0) {
@@ -116,8 +120,8 @@ SFUMATO_INLINE void tile_rows(int rows, const typename Kind::Activation* a, int6
 template <class Kind, int P>
 inline void run_panels(const typename Kind::Activation* x, int64_t lda, int64_t rows, int64_t count,
                        const uint32_t* const* words, float* c, int64_t ldc = kGroup) {
-    for (int64_t r = 0; r < rows; r += kTileRows) {
-        const int some = (int)(rows - r < kTileRows ? rows - r : kTileRows);
+    for (int64_t r = 0; r < rows; r += Kind::rows) {
+        const int some = (int)(rows - r < Kind::rows ? rows - r : Kind::rows);
         tile_rows<Kind, P>(some, x + r * lda, lda, words, count / Kind::per_step, c + r * ldc, ldc);
     }
 }
@@ -149,7 +153,7 @@ SFUMATO_INLINE void scale_columns(const Matrix& w, int64_t group, int64_t rows, 
 }
 
 // c[rows][64] = x . w for the channels of one group (its panels alone are computed). `lda` is the
-// distance between rows in activations of the kind: floats, or pairs. `room` is kRoomWords words.
+// distance between rows in activations of the kind: floats, pairs, or words of records. `room` is kRoomWords words.
 //
 // How many panels a tile takes, and whether they are pairs or fp32 already, hangs on the number of rows;
 // the order in which an element's products are added does not.
@@ -162,12 +166,12 @@ inline void group_product(const typename Kind::Activation* x, int64_t lda, int64
     for (int64_t begin = 0; begin < w.k; begin += kRun) {
         const int64_t count = w.k - begin < kRun ? w.k - begin : kRun;
         const uint32_t* words[kPanelsInGroup];
-        const auto* from = x + begin / Kind::per_activation;
-        if (rows * kPanelsInGroup <= kTileRows * kTilePanels && own == kPanelsInGroup) {
+        const auto* from = x + Kind::words(begin);
+        if (rows * kPanelsInGroup <= Kind::rows * kTilePanels && own == kPanelsInGroup) {
             for (int p = 0; p < own; p++)
-                words[p] = panel_words(w, first + p, begin, count, room + p * kRun * kPanel);
+                words[p] = panel_words<Kind::as>(w, first + p, begin, count, room + p * kRun * kPanel);
             // So few rows that a whole group's sums fit the registers.
-            tile_rows<Kind, kPanelsInGroup, kTileRows * kTilePanels / kPanelsInGroup>(
+            tile_rows<Kind, kPanelsInGroup, Kind::rows * kTilePanels / kPanelsInGroup>(
                 (int)rows, from, lda, words, count / Kind::per_step, c, kGroup);
             continue;
         }
@@ -177,14 +181,14 @@ inline void group_product(const typename Kind::Activation* x, int64_t lda, int64
                 if (decodes_to_floats(w)) {
                     for (int i = 0; i < wide; i++) {
                         uint32_t* own_room = room + i * 2 * kRun * kPanel;
-                        words[i] = panel_words<true>(w, first + p + i, begin, count, own_room);
+                        words[i] = panel_words<As::floats>(w, first + p + i, begin, count, own_room);
                     }
                     run_tiles<FloatWeights>(wide, from, lda, rows, count, words, c + p * kPanel);
                     continue;
                 }
             }
             for (int i = 0; i < wide; i++)
-                words[i] = panel_words(w, first + p + i, begin, count, room + i * kRun * kPanel);
+                words[i] = panel_words<Kind::as>(w, first + p + i, begin, count, room + i * kRun * kPanel);
             run_tiles<Kind>(wide, from, lda, rows, count, words, c + p * kPanel);
         }
     }
@@ -231,10 +235,29 @@ SFUMATO_INLINE bool paired(const Rows& x, const Matrix& w) {
     return kPairedActivations && x.bf16 && w.format != Format::f32_rows;
 }
 
+// The records of all rows, one after the other.
+inline void narrow_rows(const Rows& x, int32_t offset, int threads, uint32_t* to) {
+    const int64_t size = x.bf16 ? 2 : 4, words = NarrowRows<true>::words(x.width);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t row = 0; row < x.count; row++)
+        narrow_row((const char*)x.data + row * x.stride * size, x.bf16, x.width, offset, to + row * words);
+}
+
 // Calls `work` with the rows of `x` as the kind that suits them and the weight takes them. Scratch slot 0
-// holds them if they had to be widened.
+// holds them if they had to be widened, or rounded to 8 bits.
 template <class Work>
-inline void with_rows(const Rows& x, const Matrix& w, const Work& work) {
+inline void with_rows(const Rows& x, const Matrix& w, int threads, const Work& work) {
+    if (narrows(w)) {
+        const bool nvfp4 = w.format == Format::nvfp4_rows;
+        const int64_t lda = NarrowRows<true>::words(x.width);
+        uint32_t* records = (uint32_t*)scratch(0, (int64_t)sizeof(uint32_t) * x.count * lda);
+        narrow_rows(x, offset_of(nvfp4), threads, records);
+        if (nvfp4)
+            work.template operator()<NarrowRows<true>>(records, lda);
+        else if constexpr (kMultipliesBytes)
+            work.template operator()<NarrowRows<false>>(records, lda);
+        return;
+    }
     if (paired(x, w)) {
         work.template operator()<PairRows>((const uint32_t*)x.data, x.stride / 2);
         return;

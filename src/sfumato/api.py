@@ -22,8 +22,8 @@ from sfumato.diffusion.steps import PLAIN, FusedSteps
 from sfumato.errors import ContextLengthError, InputError, UsageError
 from sfumato.kv.cache import KVCache, check_cache_dtype
 from sfumato.model.diffusion_gemma import DiffusionGemma
-from sfumato.model.kernels import use_kernels
-from sfumato.ops.kernels import AUTO, choose
+from sfumato.model.kernels import narrowed, use_kernels
+from sfumato.ops.kernels import AUTO, check_activations, choose
 from sfumato.ops.linear import ACTIVATIONS
 from sfumato.settings import Settings
 from sfumato.text.chat import Chat, Message
@@ -370,6 +370,7 @@ def load(
     revision: str | None = None,
     cache_dtype: str | None = None,
     kernels: str | None = None,
+    activations: str | None = None,
 ) -> Model:
     """Load a checkpoint: a folder, a hub repository, or with no name the small model inside.
 
@@ -382,6 +383,9 @@ def load(
     instruction set; if left out SFUMATO_KERNELS is read, else it is "auto". Then kernels serve
     wherever they can but where `dtype` is given as float32: there the bits are the reference's.
 
+    `activations` "int8" lets them round activations to 8 bits for weights in NVFP4: faster,
+    and no longer exact. If left out SFUMATO_ACTIVATIONS is read, else they stay as they are.
+
     Raises HubError, ConfigError, CheckpointError, UsageError for kernels that cannot be, or
     InputError for a dtype or device that cannot be.
     """
@@ -389,8 +393,10 @@ def load(
     from sfumato.weights.loader import load_network
 
     check_cache_dtype(cache_dtype)
-    wanted = Settings.from_environment().kernels if kernels is None else kernels
-    chosen = choose(wanted)
+    settings = Settings.from_environment()
+    wanted = settings.kernels if kernels is None else kernels
+    narrow = check_activations(settings.activations if activations is None else activations)
+    chosen = choose(wanted, narrow=narrow)
     exact = dtype in ("float32", torch.float32)
     small = path_or_repo is None
     if small and revision is not None:
@@ -400,6 +406,11 @@ def load(
     folder = SMALL_FOLDER if path_or_repo is None else resolve(path_or_repo, revision)
     served = chosen is not None and (wanted != AUTO or not exact)
     keep = served and str(device) == "cpu"
+    if narrow and not keep:
+        raise UsageError(
+            "activations in 8 bits are the work of kernels, and none serves here",
+            hint="ask for no dtype and no device, and for kernels other than 'reference'",
+        )
     network, config = load_network(folder, dtype, device, keep_quantised=keep)
     network.cache_dtype = cache_dtype
     if served:
@@ -409,6 +420,11 @@ def load(
                 f"the kernels for {wanted} cannot serve this model: {'; '.join(refused.values())}",
                 hint="leave kernels to 'auto', or 'reference'",
             )
+    if narrow and not narrowed(network):
+        raise UsageError(
+            "activations in 8 bits need weights in NVFP4, and this model has none",
+            hint="quantise it first: sfumato quantize SRC DST",
+        )
     text = config.text
     if small and text.num_experts * text.moe_intermediate_size <= DENSE_EXPERTS_WIDTH:
         for layer in network.layers:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from sfumato.errors import UsageError
 
 _PREFIX = "SFUMATO_"
-_KNOWN = ("SFUMATO_KERNELS", "SFUMATO_MODEL", "SFUMATO_THREADS")
+_KNOWN = ("SFUMATO_ACTIVATIONS", "SFUMATO_KERNELS", "SFUMATO_MODEL", "SFUMATO_THREADS")
 _TRUE = frozenset({"1", "on", "yes", "true"})  # as huggingface_hub reads its own switches
 _MAX_THREADS = 4096
 _ALLOCATOR = ("MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
@@ -23,15 +23,18 @@ class Settings:
     `model` (SFUMATO_MODEL) is the checkpoint used when none is named, None for the small model;
     `threads` (SFUMATO_THREADS) the CPU threads of the arithmetic, None for torch's own choice;
     `kernels` (SFUMATO_KERNELS) the compiled kernels: "auto", "reference" for torch alone, or an
-    instruction set's name, checked where they are chosen; `offline` (HF_HUB_OFFLINE) forbids the
-    network, and huggingface_hub itself obeys the same variable; `dumb` is True on a terminal
-    that says it can do nothing, or does not say what it is; `allocator` is True where the C
-    library has been told how to hold memory (MALLOC_MMAP_THRESHOLD_, GLIBC_TUNABLES).
+    instruction set's name, checked where they are chosen; `activations` (SFUMATO_ACTIVATIONS)
+    "int8" rounds activations to 8 bits where weights are quantised, checked likewise; `offline`
+    (HF_HUB_OFFLINE) forbids the network, and huggingface_hub itself obeys the same variable; `dumb`
+    is True on a terminal that says it can do nothing, or does not say what it is; `allocator` is
+    True where the C library has been told how to hold memory (MALLOC_MMAP_THRESHOLD_,
+    GLIBC_TUNABLES).
     """
 
     model: str | None = None
     threads: int | None = None
     kernels: str = "auto"
+    activations: str | None = None
     offline: bool = False
     dumb: bool = False
     allocator: bool = False
@@ -54,6 +57,7 @@ class Settings:
             model=found.get("SFUMATO_MODEL", "").strip() or None,
             threads=_threads(found.get("SFUMATO_THREADS", "").strip()),
             kernels=found.get("SFUMATO_KERNELS", "").strip() or "auto",
+            activations=found.get("SFUMATO_ACTIVATIONS", "").strip() or None,
             offline=found.get("HF_HUB_OFFLINE", "").strip().lower() in _TRUE,
             dumb=found.get("TERM", "" if os.name == "posix" else "windows") in _DUMB,
             allocator=any(name in found for name in _ALLOCATOR),

@@ -43,7 +43,9 @@ class Oracle:
         )
     )
     network: Any = field(
-        default_factory=lambda: SimpleNamespace(dtype=torch.float32, device=torch.device("cpu"))
+        default_factory=lambda: SimpleNamespace(
+            dtype=torch.float32, device=torch.device("cpu"), kernels=None
+        )
     )
 
     @property

@@ -25,6 +25,7 @@ KNOWN = Facts(
     revision=None,
     commit="1234abc",
     dtype="float32",
+    kernels="avx2",
     device="cpu",
     system="Linux x86_64",
     processor="Zen 5",

@@ -139,7 +139,7 @@ def run(network: DiffusionGemma, plan: Plan, on_part: OnPart | None = None) -> B
         plan,
         network.config,
         sum(meter.stored.values()),
-        None if network.kernels is None else network.kernels.name,
+        None if network.kernels is None else network.kernels.label,
         tuple(meter.ceilings),
         tuple(meter.results),
         tuple(meter.comparisons),

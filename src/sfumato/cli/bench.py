@@ -197,7 +197,7 @@ def _model(shape: str | None, options: ModelOptions, plan: Plan) -> tuple[Model,
 
 def _random(shape: str, options: ModelOptions, plan: Plan) -> Model:
     from sfumato.benchmark.shapes import default_dtype, named_shape, random_model
-    from sfumato.ops.kernels import AUTO, choose
+    from sfumato.ops.kernels import AUTO, check_activations, choose
     from sfumato.weights.loader import DTYPES
 
     config = named_shape(shape)
@@ -207,7 +207,13 @@ def _random(shape: str, options: ModelOptions, plan: Plan) -> Model:
         raise UsageError(f"--dtype must be one of {', '.join(DTYPES)}, not {short(dtype)}")
     if options.device == "cpu":
         _check_fits(shape, config, dtype, plan)
-    wanted = Settings.from_environment().kernels
+    settings = Settings.from_environment()
+    wanted = settings.kernels
+    if check_activations(options.activations or settings.activations):
+        raise UsageError(
+            "activations in 8 bits need weights in NVFP4, which a named shape has not",
+            hint="write a checkpoint: python benchmarks/random_checkpoint.py DIR SHAPE --nvfp4",
+        )
     # As `load` has it: whoever asks for fp32 gets torch's bits, unless kernels are asked for too.
     exact = options.dtype == "float32" and wanted == AUTO
     return random_model(config, dtype, options.device, kernels=None if exact else choose(wanted))

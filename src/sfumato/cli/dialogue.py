@@ -78,7 +78,9 @@ class Dialogue:
             torch.set_num_threads(settings.threads)
         if name is not None:
             note(f"loading {name}")
-        model = load(name, dtype=options.dtype, device=options.device)
+        model = load(
+            name, dtype=options.dtype, device=options.device, activations=options.activations
+        )
         return cls(replace(model, loop=model.fastest_loop), display_name(name))
 
     def settings(self, options: DecodingOptions) -> GenerationConfig:

@@ -127,11 +127,21 @@ def _operations(
         rows = [(name, *ours) for name in _BY_KERNELS]
         if asked == "auto":
             rows.append(("all of float32 by name", "torch", "its bits are the reference's"))
+        rows.append(("activations in 8 bits", *_narrow(kernels)))
     else:
         rows = [(name, *_products(torch)) for name in _PRODUCTS]
         rows += [(name, "torch", why) for name in _BY_KERNELS if name not in _PRODUCTS]
+        rows.append(("activations in 8 bits", "none", why))
     rows.append(("vision tower", "torch", "no kernel is written for it"))
     return [{"operation": name, "kernel": kernel, "reason": why} for name, kernel, why in rows]
+
+
+def _narrow(kernels: Kernels) -> tuple[str, str]:
+    """What rounds activations to 8 bits, and for which weights."""
+    both = kernels.multiplies_bytes
+    kinds = "NVFP4 and 8 bits" if both else "NVFP4: weights in 8 bits need AVX-512 VNNI"
+    asked = "asked for" if kernels.narrow else "on request: --activations int8"
+    return f"kernels, {kernels.name}", f"{asked}; for weights in {kinds}"
 
 
 def _products(torch: ModuleType) -> tuple[str, str]:
@@ -144,9 +154,9 @@ def _products(torch: ModuleType) -> tuple[str, str]:
 
 def _kernels(settings: Settings) -> tuple[Kernels | None, str]:
     """The kernels in use, and else why there are none."""
-    from sfumato.ops.kernels import REFERENCE, choose, reason_for_none
+    from sfumato.ops.kernels import REFERENCE, check_activations, choose, reason_for_none
 
-    chosen = choose(settings.kernels)
+    chosen = choose(settings.kernels, narrow=check_activations(settings.activations))
     if settings.kernels == REFERENCE:
         return chosen, "SFUMATO_KERNELS asks for the reference"
     return chosen, f"no kernels: {reason_for_none() or 'none for this processor'}"

@@ -37,6 +37,12 @@ class ModelOptions:
         ),
     ] = None
     device: Annotated[str, typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1, mps.")] = "cpu"
+    activations: Annotated[
+        Literal["int8"] | None,
+        typer.Option(
+            help="int8 rounds activations to 8 bits for weights in NVFP4: faster, not exact."
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)

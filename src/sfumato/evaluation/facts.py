@@ -25,6 +25,7 @@ class Facts:
     revision: str | None
     commit: str
     dtype: str
+    kernels: str | None  # what computes; None for torch alone
     device: str
     system: str
     processor: str
@@ -47,6 +48,7 @@ def gather(model: Model, name: str, commit: str = UNKNOWN) -> Facts:
         revision=model.revision,
         commit=commit,
         dtype=str(model.network.dtype).removeprefix("torch."),
+        kernels=None if model.network.kernels is None else model.network.kernels.label,
         device=str(model.network.device),
         system=f"{platform.system()} {platform.machine()}",
         processor=_processor(),

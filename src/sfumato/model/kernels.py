@@ -67,6 +67,15 @@ def use_kernels(network: DiffusionGemma, kernels: Kernels | None) -> dict[str, s
     return refused
 
 
+def narrowed(network: DiffusionGemma) -> bool:
+    """Whether kernels round activations to 8 bits for any of the network's weights."""
+    kernels = network.kernels
+    if kernels is None:
+        return False
+    weights = [*network.packed.values(), *(() if network.int8_table is None else (network.table,))]
+    return any(kernels.narrows(weight.layout) for weight in weights)
+
+
 def _give_up_stored(network: DiffusionGemma, name: str, *, decoded: bool) -> None:
     """Forget what is stored of a module, once `decoded` into its parameters or taken by kernels."""
     stem = f"{_DECODER}{name}."

@@ -62,13 +62,23 @@ def experts(
     return out
 
 
-def reference(x: Tensor, chosen: Tensor, shares: Tensor, gate_up: Weight, down: Weight) -> Tensor:
-    """The same in torch, expert after expert."""
-    up, back = gate_up.dense().to(x.dtype), down.dense().to(x.dtype)
+def reference(
+    x: Tensor,
+    chosen: Tensor,
+    shares: Tensor,
+    gate_up: Weight,
+    down: Weight,
+    *,
+    narrow: bool = False,
+) -> Tensor:
+    """The same in torch, expert after expert; with `narrow` of activations in 8 bits."""
+    seen = gate_up.seen(x, narrow=narrow)
+    up, back = gate_up.dense().to(seen.dtype), down.dense().to(seen.dtype)
     parts = shares.new_zeros(*chosen.shape, x.shape[-1])
     for expert in torch.unique(chosen).tolist():
         rows, slot = torch.where(chosen == expert)
-        gate, values = functional.linear(x[rows], up[expert]).chunk(2, dim=-1)
-        active = functional.gelu(gate, approximate="tanh") * values
+        gate, values = functional.linear(seen[rows], up[expert]).chunk(2, dim=-1)
+        active = (functional.gelu(gate, approximate="tanh") * values).to(x.dtype)
+        active = down.seen(active, narrow=narrow).to(seen.dtype)
         parts[rows, slot] = functional.linear(active, back[expert]) * shares[rows, slot, None]
     return parts.sum(dim=1).to(x.dtype)

@@ -127,17 +127,25 @@ def soft(
     return out
 
 
-def scores(x: Tensor, table: Weight, cap: float, temperatures: Tensor) -> Tensor:
-    """The scores s [R, V], fp32, written out."""
-    logits = x.float() @ table.dense()[0].float().t()
+def scores(
+    x: Tensor, table: Weight, cap: float, temperatures: Tensor, *, narrow: bool = False
+) -> Tensor:
+    """The scores s [R, V], fp32, written out; with `narrow` of hidden states in 8 bits."""
+    logits = table.seen(x, narrow=narrow).float() @ table.dense()[0].float().t()
     return torch.tanh(logits / cap) * cap / temperatures[:, None]
 
 
 def reference(
-    x: Tensor, table: Weight, cap: float, temperatures: Tensor, uniforms: Tensor | None
+    x: Tensor,
+    table: Weight,
+    cap: float,
+    temperatures: Tensor,
+    uniforms: Tensor | None,
+    *,
+    narrow: bool = False,
 ) -> Beliefs:
     """`head` in torch."""
-    found = scores(x, table, cap, temperatures)
+    found = scores(x, table, cap, temperatures, narrow=narrow)
     log_sum = found.double().logsumexp(-1)
     logs = found.double() - log_sum[:, None]
     shares = logs.exp()
@@ -159,10 +167,16 @@ def reference(
 
 
 def soft_reference(
-    x: Tensor, table: Weight, cap: float, temperatures: Tensor, factor: float
+    x: Tensor,
+    table: Weight,
+    cap: float,
+    temperatures: Tensor,
+    factor: float,
+    *,
+    narrow: bool = False,
 ) -> Tensor:
     """`soft` in torch."""
-    found = scores(x, table, cap, temperatures)
+    found = scores(x, table, cap, temperatures, narrow=narrow)
     shares = torch.softmax(found, dim=-1)
     shares = shares.masked_fill(found - found.amax(-1, keepdim=True) < FLOOR, 0.0)
     return (shares @ table.dense()[0].float() * factor).to(x.dtype)

@@ -19,6 +19,7 @@ from sfumato.errors import InputError, UsageError
 
 REFERENCE = "reference"
 AUTO = "auto"
+INT8 = "int8"
 _MOST_THREADS = 4096
 
 
@@ -37,9 +38,30 @@ def give(tensor: Tensor) -> Any:
 
 @dataclass(frozen=True)
 class Kernels:
-    """One instruction set's kernels; `name` as `instruction_sets` lists it."""
+    """One instruction set's kernels; `name` as `instruction_sets` lists it.
+
+    With `narrow` they round activations to 8 bits (`sfumato.quant.narrow`) for weights whose layout
+    `narrows`: twice as fast, and no longer exact.
+    """
 
     name: str
+    narrow: bool = False
+
+    @property
+    def label(self) -> str:
+        """What reports call them."""
+        return f"{self.name}, activations in 8 bits" if self.narrow else self.name
+
+    def narrows(self, layout: str) -> bool:
+        """Whether activations are rounded to 8 bits for weights of this layout."""
+        if not self.narrow:
+            return False
+        return layout == "nvfp4_rows" or (layout == "i8_rows" and self.multiplies_bytes)
+
+    @property
+    def multiplies_bytes(self) -> bool:
+        """Whether they have products of bytes that serve weights in 8 bits as well as NVFP4."""
+        return bool(self.native.multiplies_bytes(self.name))
 
     @property
     def native(self) -> ModuleType:
@@ -87,20 +109,29 @@ def reason_for_none() -> str | None:
     return None if module is not None else reason
 
 
-def choose(wanted: str = AUTO) -> Kernels | None:
+def check_activations(asked: str | None) -> bool:
+    """Whether activations are to be in 8 bits. Raises UsageError for another wish than "int8"."""
+    if asked is not None and asked != INT8:
+        raise UsageError(
+            f"activations cannot be {asked[:40]!r}", hint=f"they are {INT8}, or left as they are"
+        )
+    return asked is not None
+
+
+def choose(wanted: str = AUTO, *, narrow: bool = False) -> Kernels | None:
     """The kernels for a wish: "auto" the best that run here, "reference" none, or a set's name.
 
-    None stands for the references in torch. Raises UsageError for a set that does not exist or
-    cannot run here.
+    None stands for the references in torch. `narrow` as `Kernels` has it. Raises UsageError for a
+    set that does not exist or cannot run here.
     """
     if wanted == REFERENCE:
         return None
     sets = instruction_sets()
     usable = [name for name, runs in sets if runs]
     if wanted == AUTO:
-        return Kernels(usable[0]) if usable else None
+        return Kernels(usable[0], narrow) if usable else None
     if wanted in usable:
-        return Kernels(wanted)
+        return Kernels(wanted, narrow)
     known = ", ".join((AUTO, REFERENCE, *usable))
     if wanted in [name for name, _ in sets]:
         raise UsageError(

@@ -49,10 +49,11 @@ def linear(x: Tensor, weight: Weight, kernels: Kernels | None = None) -> Tensor:
     return out.view(*x.shape[:-1], out.shape[1])
 
 
-def reference(x: Tensor, weight: Weight) -> Tensor:
-    """The same in torch, from the decoded matrix."""
-    both = functional.linear(x, weight.dense()[0].to(x.dtype))
+def reference(x: Tensor, weight: Weight, *, narrow: bool = False) -> Tensor:
+    """The same in torch, from the decoded matrix; with `narrow` of activations in 8 bits."""
+    seen = weight.seen(x, narrow=narrow)
+    both = functional.linear(seen, weight.dense()[0].to(seen.dtype))
     if not weight.gated:
-        return both
+        return both.to(x.dtype)
     gate, values = both.chunk(2, dim=-1)
-    return functional.gelu(gate, approximate="tanh") * values
+    return (functional.gelu(gate, approximate="tanh") * values).to(x.dtype)

@@ -17,10 +17,12 @@ from torch import Tensor
 from sfumato.errors import InputError
 from sfumato.ops.kernels import Kernels, give
 from sfumato.quant.int8 import Int8Tensor
+from sfumato.quant.narrow import round_rows
 from sfumato.quant.nvfp4 import GROUP, Nvfp4Tensor, decode
 
 PANEL = 16
 Layout = Literal["f32_rows", "bf16_rows", "bf16_panels", "i8_rows", "nvfp4_rows"]
+NARROW: tuple[Layout, ...] = ("nvfp4_rows", "i8_rows")  # what may take activations in 8 bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,13 +57,18 @@ class Weight:
         return self.data[0].device
 
     def native(self, kernels: Kernels) -> Any:
-        """The compiled module's view of this weight, made once: it serves every instruction set."""
-        found = self.__dict__.get("_made")
+        """The compiled module's view of this weight, made once: it serves every instruction set.
+
+        That for activations in 8 bits is another.
+        """
+        narrow = kernels.narrows(self.layout)
+        name = "_made_narrow" if narrow else "_made"
+        found = self.__dict__.get(name)
         if found is None:
             parts = (self.data, self.values, self.scales, self.value_scales)
             held = ([give(one.detach()) for one in part] for part in parts)
-            found = kernels.native.Weight(self.layout, *held, self.scale, self.n)
-            self.__dict__["_made"] = found
+            found = kernels.native.Weight(self.layout, *held, self.scale, self.n, narrow)
+            self.__dict__[name] = found
         return found
 
     @cached_property
@@ -70,6 +77,10 @@ class Weight:
         tensors = (*self.data, *self.values, *self.scales, *self.value_scales)
         own = 0 if self.scale is None else self.scale.numel() * self.scale.element_size()
         return own + sum(one.numel() * one.element_size() for one in tensors)
+
+    def seen(self, x: Tensor, *, narrow: bool) -> Tensor:
+        """Activations `x` [.., k] as references multiply them: `narrow` ones rounded, in fp32."""
+        return round_rows(x) if narrow and self.layout in NARROW else x
 
     def dense(self) -> Tensor:
         """The matrices [E, n, k], the gate's half first if gated: fp32 or bf16."""

@@ -239,7 +239,7 @@ class Model:
         cells = self.config.canvas_length * self.config.text.vocab_size
         together = max(1, ANSWER_LOGITS // cells)
         answers: list[str] = []
-        fast = self if self.loop is not None else replace(self, loop=self.fastest_loop)
+        fast = self._with_fastest_loop()
         for start in range(0, len(rows), together):
             group = rows[start : start + together]
             ids, mask = self.pad(group)
@@ -262,6 +262,15 @@ class Model:
         The two draw different random numbers, so one seed gives different answers in them.
         """
         return "plain" if self.network.kernels is None else "fast"
+
+    def _with_fastest_loop(self) -> Model:
+        """This model, or a copy that knows its tokenizer too, with a loop chosen."""
+        if self.loop is not None:
+            return self
+        fast = replace(self, loop=self.fastest_loop)
+        kept = ("tokenizer", "template", "chat")
+        fast.__dict__.update({name: own for name, own in self.__dict__.items() if name in kept})
+        return fast
 
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Ids and mask [B, T] of rows of unequal length, padded on the left."""

@@ -16,6 +16,7 @@ from sfumato.config.generation import GenerationConfig
 from sfumato.diffusion.events import CommitEvent, StepEvent
 from sfumato.errors import CheckpointError, ContextLengthError, InputError
 from sfumato.model.diffusion_gemma import DiffusionGemma
+from sfumato.text.tokenizer import Tokenizer
 from tests.helpers import Shape, randomise, tiny_config
 
 SHAPE = Shape(window=6, canvas=8)
@@ -289,3 +290,17 @@ def test_a_model_knows_which_commit_it_was(monkeypatch: pytest.MonkeyPatch, tmp_
     assert sfumato.load(SMALL_FOLDER).revision is None
     with pytest.raises(InputError, match="no revisions"):
         sfumato.load(revision="main")
+
+
+def test_the_tokenizer_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, read = sfumato.load(), []
+    whole = Tokenizer.from_folder
+
+    def counted(folder: Path) -> Tokenizer:
+        read.append(folder)
+        return whole(folder)
+
+    monkeypatch.setattr(Tokenizer, "from_folder", counted)
+    first, second = (model.answer("3 ft in cm", max_new_tokens=8) for _ in range(2))
+    assert first == second
+    assert len(read) == 1

@@ -118,8 +118,8 @@ inline void value_panels(const Attention& job, const char* from, int64_t lead, i
 SFUMATO_INLINE float fold(float* scores, float* most, float* sum) {
     vf best = load<vf>(scores);
     for (int i = kLanes; i < kGroup; i += kLanes) best = maximum(best, load<vf>(scores + i));
-    float top = *most;
-    for (int i = 0; i < kLanes; i++) top = best[i] > top ? best[i] : top;
+    const float own = largest_of(best);
+    const float top = own > *most ? own : *most;
     bool nothing = top == -INFINITY;  // seen so far; NaN, which no comparison finds, is something
     for (int i = 0; i < kGroup && nothing; i++) nothing = scores[i] == -INFINITY;
     if (nothing) {

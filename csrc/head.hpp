@@ -32,21 +32,13 @@ SFUMATO_INLINE float finish_scores(float* c, const Scores& how, float temperatur
     for (int64_t i = how.own; i < kGroup; i++) c[i] = -3e38f;
     vf most = load<vf>(c);
     for (int i = kLanes; i < kGroup; i += kLanes) most = maximum(most, load<vf>(c + i));
-    float best = most[0];
-    for (int i = 1; i < kLanes; i++) best = most[i] > best ? most[i] : best;
-    return best;
+    return largest_of(most);
 }
 
 // e[i] = e^(c[i] - m), zero beyond the group's own ids.
 SFUMATO_INLINE void exponentials(const float* c, float m, int64_t own, float* e) {
     for (int i = 0; i < kGroup; i += kLanes) store(e + i, exponential(load<vf>(c + i) - m));
     for (int64_t i = own; i < kGroup; i++) e[i] = 0;
-}
-
-SFUMATO_INLINE float total(vf v) {
-    float sum = 0;
-    for (int i = 0; i < kLanes; i++) sum += v[i];
-    return sum;
 }
 
 struct Summary {
@@ -64,11 +56,14 @@ SFUMATO_INLINE Summary summarise(const float* c, float m, int64_t own) {
         sum += some;
         moment += some * select(some > 0.0f, distance, vf{});
     }
-    int32_t best = 0;
-    while (best < own - 1 && !(c[best] == m)) best++;
-    Summary out = {total(sum), total(moment), best};
-    for (int64_t i = 0; i < own; i++)
-        if (c[i] != c[i]) out.sum = c[i];  // NaN shows in everything that is made of the sum
+    uint64_t equal = 0, none = 0;  // a bit for each id: the maximum's, and those that are no number
+    for (int i = 0; i < kGroup; i += kLanes) {
+        const vf own = load<vf>(c + i);
+        equal |= (uint64_t)lanes_of(own == all(m)) << i;
+        none |= (uint64_t)lanes_of(own != own) << i;
+    }
+    Summary out = {total(sum), total(moment), equal ? __builtin_ctzll(equal) : (int32_t)own - 1};
+    if (none) out.sum = NAN;  // shows in everything that is made of the sum
     return out;
 }
 

@@ -112,15 +112,7 @@ SFUMATO_INLINE void narrow_group(const float* x, int32_t offset, uint32_t* to) {
         most = maximum(most, (vf)((vu)value & 0x7fffffffu));
         sick += value * 0.0f;
     }
-#if defined(__AVX512F__)
-    const float largest = _mm512_reduce_max_ps((__m512)most), bad = _mm512_reduce_add_ps((__m512)sick);
-#else
-    float largest = 0, bad = 0;
-    for (int lane = 0; lane < kLanes; lane++) {
-        largest = most[lane] > largest ? most[lane] : largest;
-        bad += sick[lane];
-    }
-#endif
+    const float largest = largest_of(most), bad = total(sick);
     float scale = bad == bad ? largest * (1.0f / kLargestCode) : bad;
     if (!(largest >= kLeastOfRecord) || bad != bad) {
         memset(to, 0, 5 * sizeof(uint32_t));
@@ -138,13 +130,7 @@ SFUMATO_INLINE void narrow_group(const float* x, int32_t offset, uint32_t* to) {
         store((char*)to + i, __builtin_convertvector(code, vb));
         sums += code;
     }
-#if defined(__AVX512F__)
-    const int32_t sum = _mm512_reduce_add_epi32((__m512i)sums);
-#else
-    int32_t sum = 0;
-    for (int lane = 0; lane < kLanes; lane++) sum += sums[lane];
-#endif
-    to[4] = (uint32_t)(-offset * sum);
+    to[4] = (uint32_t)(-offset * total(sums));
     memcpy(to + 5, &scale, 4);
 }
 

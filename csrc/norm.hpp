@@ -1,7 +1,7 @@
 // Root-mean-square norms, alone, with a residual, and with rotary positions for attention's heads.
 //
 // Arithmetic is fp32 and rounded once, on the way out. Sums of squares go by kLanes running sums,
-// added in ascending order; error at most (width / kLanes + kLanes) * 2^-24, relatively.
+// added in a fixed order; error at most (width / kLanes + kLanes) * 2^-24, relatively.
 #pragma once
 
 #include <cmath>
@@ -24,8 +24,7 @@ SFUMATO_INLINE float inverse_rms(const float* x, int64_t width, float eps) {
         const vf some = load<vf>(x + i);
         sums += some * some;
     }
-    float sum = 0;
-    for (int lane = 0; lane < kLanes; lane++) sum += sums[lane];
+    float sum = total(sums);
     for (; i < width; i++) sum += x[i] * x[i];
     return 1.0f / sqrtf(sum / (float)width + eps);
 }

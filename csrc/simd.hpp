@@ -89,6 +89,46 @@ SFUMATO_INLINE vf select(vi condition, vf yes, vf no) {
 SFUMATO_INLINE vf minimum(vf a, vf b) { return select(a < b, a, b); }
 SFUMATO_INLINE vf maximum(vf a, vf b) { return select(a > b, a, b); }
 
+// Across the lanes of one vector. NaN in some lanes may be passed over by `largest_of`.
+SFUMATO_INLINE float largest_of(vf v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps((__m512)v);
+#else
+    float most = v[0];
+    for (int lane = 1; lane < kLanes; lane++) most = v[lane] > most ? v[lane] : most;
+    return most;
+#endif
+}
+
+SFUMATO_INLINE float total(vf v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps((__m512)v);
+#else
+    float sum = 0;
+    for (int lane = 0; lane < kLanes; lane++) sum += v[lane];
+    return sum;
+#endif
+}
+
+SFUMATO_INLINE int32_t total(vi v) {
+    int32_t sum = 0;
+    for (int lane = 0; lane < kLanes; lane++) sum += v[lane];
+    return sum;
+}
+
+// A bit for each lane in which a comparison held.
+SFUMATO_INLINE uint32_t lanes_of(vi condition) {
+#if defined(__AVX512F__)
+    return _mm512_movepi32_mask((__m512i)condition);
+#elif defined(__AVX2__)
+    return (uint32_t)_mm256_movemask_ps((__m256)condition);
+#else
+    uint32_t lanes = 0;
+    for (int lane = 0; lane < kLanes; lane++) lanes |= (uint32_t)(condition[lane] & 1) << lane;
+    return lanes;
+#endif
+}
+
 // e^x with an error of at most 2 ulp for x in [-87, 88]; x is held within. NaN gives NaN.
 SFUMATO_INLINE vf exponential(vf x) {
     const vf held = minimum(maximum(x, all(-87.0f)), all(88.0f));

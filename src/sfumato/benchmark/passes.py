@@ -22,6 +22,7 @@ from sfumato.model.diffusion_gemma import DiffusionGemma
 # Up to here a context is encoded. What is longer is filled up with copies of what is there: the
 # time of a pass depends on the length alone, and encoding 256K positions would take hours.
 ENCODED = 4096
+FILL = 256  # positions that `lengthen` copies at once
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,11 @@ def filled_cache(network: DiffusionGemma, rows: int, length: int, seed: int = 0)
 
 @torch.inference_mode()
 def lengthen(network: DiffusionGemma, cache: KVCache, ids: Tensor, length: int) -> None:
-    """Append what the layers make of the embeddings of `ids`, again and again, up to `length`."""
+    """Append what the layers make of the embeddings of `ids`, again and again, up to `length`.
+
+    Of the first `FILL` of them: what every layer makes of more is memory that no model would hold.
+    """
+    ids = ids[:, :FILL]
     steps = torch.arange(ids.shape[1], device=ids.device)
     x = network.embed(ids)
     tables = network.tables(steps.expand_as(ids), x.dtype)

@@ -186,8 +186,11 @@ def is_from(stored: Nvfp4Tensor, weight: Tensor, rule: ScaleRule) -> bool:
 
 def check_scales(tensor: Nvfp4Tensor) -> None:
     """Raise QuantisationError for scales that no weight can have: see `decode`."""
-    largest = tensor.scale.view(torch.uint8).max()  # one pass and no memory: a file may hold 2 GB
-    if largest.item() >= 0x7F:  # NaN, and everything below zero
+    # One pass and no memory: a file may hold 2 GB. By numpy, since each of 12,000 tensors would wake
+    # torch's threads and wait for them.
+    bits = tensor.scale.view(torch.uint8)
+    largest = bits.numpy().max() if bits.device.type == "cpu" else bits.max().item()
+    if largest >= 0x7F:  # NaN, and everything below zero
         raise QuantisationError("holds a group scale that is NaN or negative")
     for factor in tensor.tensor_scale.flatten().tolist():  # numbers: there are 12,000 such tensors
         own = factor

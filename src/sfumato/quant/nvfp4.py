@@ -186,7 +186,7 @@ def is_from(stored: Nvfp4Tensor, weight: Tensor, rule: ScaleRule) -> bool:
 
 def check_scales(tensor: Nvfp4Tensor) -> None:
     """Raise QuantisationError for scales that no weight can have: see `decode`."""
-    # One pass and no memory: a file may hold 2 GB. By numpy, since each of 12,000 tensors would wake
+    # One pass and no memory: a file may hold 2 GB. By numpy: each of 12,000 tensors would wake
     # torch's threads and wait for them.
     bits = tensor.scale.view(torch.uint8)
     largest = bits.numpy().max() if bits.device.type == "cpu" else bits.max().item()

@@ -1,12 +1,16 @@
 """Time sfumato and transformers on the same files, in turns, in one run.
 
-Usage: python benchmarks/against_transformers.py [CHECKPOINT] [--threads N] [--rounds N]
-           [--context N] [--dtype DTYPE] [--output FILE] [--llama-cpp BINARY --gguf FILE]
+Usage: python benchmarks/against_transformers.py [CHECKPOINT] [--reference FOLDER] [--threads N]
+           [--rounds N] [--context N] [--dtype DTYPE] [--activations int8] [--output FILE]
+           [--llama-cpp BINARY --gguf FILE]
 
 CHECKPOINT is a folder, the small model if left out; benchmarks/random_checkpoint.py writes more.
 Each round times both programs once, the second first in every other round: encoding the context, a
 denoise pass without and with self-conditioning, and whole steps of either's own loop. Printed are
 medians, the ratio of medians (above 1: sfumato is quicker) and its 95 % interval.
+
+With --reference transformers loads that folder: a checkpoint of the same shape in another form, as
+CHECKPOINT in NVFP4 is timed beside the same model in bf16.
 
 --llama-cpp runs the binary of a llama.cpp that knows this model on a GGUF file of the same weights,
 with the arguments that stand after `--`, and times it whole, loading included.
@@ -29,7 +33,7 @@ from sfumato.api import SMALL_FOLDER, load
 from sfumato.benchmark.passes import Passes, random_ids
 from sfumato.benchmark.statistics import ratio_of_medians, summarise
 from sfumato.benchmark.timing import Effort, seconds_of, watching
-from sfumato.errors import SfumatoError
+from sfumato.errors import InputError, SfumatoError
 from sfumato.evaluation.facts import gather
 from sfumato.evaluation.files import check_target, write_text
 from sfumato.model.diffusion_gemma import DiffusionGemma
@@ -141,9 +145,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     import transformers
 
     folder = options.checkpoint or SMALL_FOLDER
-    model = load(options.checkpoint, dtype=options.dtype)
+    model = load(options.checkpoint, dtype=options.dtype, activations=options.activations)
     facts = gather(model, str(folder), commit())
-    theirs = reference(folder, model.network.dtype)
+    theirs = reference(options.reference or folder, model.network.dtype)
+    _check_same(model.network, theirs)
     rows = []
     for name, pair in pairs(model.network, theirs, options.context).items():
         with watching(CPU) as watch:
@@ -163,12 +168,24 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "kind": "against_transformers",
         **vars(facts),
         "transformers": transformers.__version__,
-        "kernels": None if model.network.kernels is None else model.network.kernels.name,
+        "reference": str(options.reference or folder),
         "context": options.context,
         "rounds": options.rounds,
         "results": rows,
         "llama_cpp": llama(options),
     }
+
+
+def _check_same(network: DiffusionGemma, theirs: Any) -> None:
+    """Raise InputError if the reference is of another shape: it would be another amount of work."""
+    own, other = network.config.text, theirs.config.text_config
+    names = ("hidden_size", "vocab_size", "num_experts", "moe_intermediate_size")
+    different = [name for name in names if getattr(own, name) != getattr(other, name)]
+    if different or len(own.layers) != other.num_hidden_layers:
+        raise InputError(
+            f"the reference has another {(different or ['number of layers'])[0]}",
+            hint="give --reference a checkpoint of the same shape",
+        )
 
 
 def llama(options: argparse.Namespace) -> dict[str, Any] | None:
@@ -193,6 +210,8 @@ def tell(report: dict[str, Any]) -> str:
         f"torch {report['torch']}, {report['date']}"
     )
     what = f"{report['model']} in {report['dtype']}, context {report['context']}, "
+    if report["reference"] != report["model"]:
+        what += f"transformers on {report['reference']}, "
     what += f"kernels {report['kernels'] or 'none: torch alone'}"
     header = f"{'':32}{'sfumato ms':>12}{'transformers ms':>17}{'ratio':>8}  95 %"
     lines = [what, where, header]
@@ -226,6 +245,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     ):
         parser.add_argument(f"--{name}", type=_whole(most), default=default)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"))
+    parser.add_argument("--reference", type=Path)
+    parser.add_argument("--activations", choices=("int8",))
     parser.add_argument("--output", type=Path)
     parser.add_argument("--llama-cpp", type=Path)
     parser.add_argument("--gguf", type=Path)

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,8 @@ from sfumato.ops.head import head
 from sfumato.ops.kernels import Kernels, choose
 from sfumato.ops.linear import linear
 from sfumato.ops.route import route
-from sfumato.ops.weight import nvfp4, panels, rows
+from sfumato.ops.weight import int8, nvfp4, panels, rows
+from sfumato.quant.int8 import quantise_rows
 from sfumato.quant.nvfp4 import quantise
 
 Work = Callable[[], object]
@@ -51,6 +52,7 @@ class Case:
 
 def products(kernels: Kernels, dtype: torch.dtype) -> Iterator[Case]:
     """Linear maps by every layout."""
+    narrow = replace(kernels, narrow=True)
     for m, n, k in PRODUCTS:
         weight, x = torch.randn(n, k).bfloat16(), torch.randn(m, k).to(dtype)
         own = weight.to(dtype)
@@ -58,6 +60,7 @@ def products(kernels: Kernels, dtype: torch.dtype) -> Iterator[Case]:
             "bf16 in place": rows(weight),
             "bf16 panels": panels(weight),
             "NVFP4": nvfp4([quantise(weight.float())]),
+            "rows in 8 bits": int8(quantise_rows(weight)),
         }
         for name, layout in layouts.items():
             yield Case(
@@ -66,6 +69,14 @@ def products(kernels: Kernels, dtype: torch.dtype) -> Iterator[Case]:
                 partial(linear, x, layout, kernels),
                 partial(functional.linear, x, own),
             )
+        for name, layout in layouts.items():
+            if narrow.narrows(layout.layout):
+                yield Case(
+                    f"linear {m} x {k} -> {n}, {name}, activations in 8 bits",
+                    2e-9 * m * n * k,
+                    partial(linear, x, layout, narrow),
+                    partial(functional.linear, x, own),
+                )
 
 
 def mixtures(kernels: Kernels, dtype: torch.dtype) -> Iterator[Case]:
@@ -76,14 +87,20 @@ def mixtures(kernels: Kernels, dtype: torch.dtype) -> Iterator[Case]:
         x = torch.randn(length, hidden).to(dtype)
         chosen, shares = route(torch.randn(length, count), torch.ones(count), slots)
         gate, values = gate_up.chunk(2, dim=1)
-        up, back = rows(gate, values), rows(down)
+        halves = [quantise(one.float().contiguous()) for one in (gate, values, down)]
+        stored = nvfp4(halves[:1], halves[1:2]), nvfp4(halves[2:])
         wide_up, wide_down = gate_up.to(dtype), down.to(dtype)
-        yield Case(
-            f"experts {length} x {hidden}, {count} of width {inner}, {slots} each",
-            2e-9 * length * slots * 3 * hidden * inner,
-            partial(experts, x, chosen, shares, up, back, kernels),
-            partial(_loop, x, chosen, shares, wide_up, wide_down),
-        )
+        for name, parts, own in (
+            ("bf16 in place", (rows(gate, values), rows(down)), kernels),
+            ("NVFP4", stored, kernels),
+            ("NVFP4, activations in 8 bits", stored, replace(kernels, narrow=True)),
+        ):
+            yield Case(
+                f"experts {length} x {hidden}, {count} of width {inner}, {slots} each, {name}",
+                2e-9 * length * slots * 3 * hidden * inner,
+                partial(experts, x, chosen, shares, *parts, own),
+                partial(_loop, x, chosen, shares, wide_up, wide_down),
+            )
 
 
 def _loop(x: Tensor, chosen: Tensor, shares: Tensor, up: Tensor, down: Tensor) -> Tensor:

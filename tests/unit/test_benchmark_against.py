@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from benchmarks import against_transformers as against
@@ -14,10 +15,12 @@ from sfumato.benchmark.shapes import RandomWeights
 from sfumato.config.parse import load_config
 from sfumato.config.quantisation import load_quantisation
 from sfumato.errors import InputError
+from sfumato.model.diffusion_gemma import DiffusionGemma
 from sfumato.weights.export import export_tensors
 from sfumato.weights.files import WeightFiles
 from sfumato.weights.loader import load_network
 from sfumato.weights.quantise import quantise_checkpoint
+from tests.helpers import Shape, tiny_config
 from tests.unit.nvfp4_checkpoints import quantisable_config
 from tests.unit.source_tree import ROOT
 
@@ -73,12 +76,29 @@ def test_the_table() -> None:
         "ratio": {"value": 3.0, "low": 2.5, "high": 3.25}, "others_cores": 0.5,
     }  # fmt: skip
     names = ("model", "dtype", "context", "processor", "threads", "cores", "sfumato", "commit",
-             "transformers", "torch", "date")  # fmt: skip
+             "transformers", "torch", "date", "reference")  # fmt: skip
     report = {name: f"<{name}>" for name in names}
     told = against.tell({**report, "kernels": None, "results": [row], "llama_cpp": None})
     assert told.splitlines()[-1].split()[:5] == ["denoise", "10.00", "30.00", "3.00", "2.50-3.25"]
     assert "others took 0.5 cores" in told
     assert all(f"<{name}>" in told for name in names)
+
+
+def test_a_reference_of_another_shape_is_refused() -> None:
+    network = DiffusionGemma(tiny_config(Shape("SF")))
+    text = network.config.text
+    names = ("hidden_size", "vocab_size", "num_experts", "moe_intermediate_size")
+    same = {name: getattr(text, name) for name in names}
+    same["num_hidden_layers"] = len(text.layers)
+
+    def reference(**changes: int) -> SimpleNamespace:
+        own = SimpleNamespace(**{**same, **changes})
+        return SimpleNamespace(config=SimpleNamespace(text_config=own))
+
+    against._check_same(network, reference())
+    for name in same:
+        with pytest.raises(InputError, match="the reference has another"):
+            against._check_same(network, reference(**{name: 7}))
 
 
 def test_the_commit_is_named() -> None:

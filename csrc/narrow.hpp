@@ -53,32 +53,42 @@ struct NarrowRows {
     typedef uint32_t Activation;
     static constexpr As as = As::codes;
     static constexpr int per_step = 16;
-#if defined(__AVX2__) && !defined(__AVX512F__)
-    static constexpr int rows = 4;  // of 16 registers four hold weights
+#if defined(__AVX512F__)
+    static constexpr int rows = 8, together = 2;  // rows of a tile, vectors that share a row's words
+#elif defined(__AVX2__)
+    static constexpr int rows = 4, together = 1;  // of 16 registers four hold weights
 #else
-    static constexpr int rows = kTileRows;
+    static constexpr int rows = kTileRows, together = 1;
 #endif
     static constexpr int64_t words(int64_t k) { return k / 16 * kRecord; }
 
     template <int R, int V>
     static SFUMATO_INLINE void step(vf (&sum)[R][V], const uint32_t* a, int64_t lda,
                                     const uint32_t* const* w, int64_t at) {
-        for (int v = 0; v < V; v++) {
-            const uint32_t* from = w[v / kVectors] + at * kCodeGroup + v % kVectors * kLanes;
-            const vu codes[4] = {load<vu>(from), load<vu>(from + kPanel), load<vu>(from + 2 * kPanel),
-                                 load<vu>(from + 3 * kPanel)};
-            const vf scales = kScaled ? load<vf>(from + 4 * kPanel) : vf{};
-            // Else the compiler keeps every row's broadcast words for the next vector, on the stack.
+        constexpr int T = V < together ? V : together;
+        for (int first = 0; first < V; first += T) {
+            vu codes[T][4];
+            vf scales[T];
+            for (int t = 0; t < T; t++) {
+                const int v = first + t;
+                const uint32_t* from = w[v / kVectors] + at * kCodeGroup + v % kVectors * kLanes;
+                for (int i = 0; i < 4; i++) codes[t][i] = load<vu>(from + i * kPanel);
+                scales[t] = kScaled ? load<vf>(from + 4 * kPanel) : vf{};
+            }
+            // Else the compiler keeps every row's broadcast words for the next vectors, on the stack.
             asm("" : "+r"(a));
             for (int r = 0; r < R; r++) {
                 const uint32_t* x = a + r * lda + at * kRecord;
-                const vf whole = __builtin_convertvector(add_products(vi{} + (int32_t)x[4], codes, x), vf);
                 float scale;
                 memcpy(&scale, x + 5, 4);
-                if constexpr (kScaled)
-                    sum[r][v] += whole * (scales * scale);
-                else
-                    sum[r][v] += whole * scale;
+                for (int t = 0; t < T; t++) {
+                    const vi products = add_products(vi{} + (int32_t)x[4], codes[t], x);
+                    const vf whole = __builtin_convertvector(products, vf);
+                    if constexpr (kScaled)
+                        sum[r][first + t] += whole * (scales[t] * scale);
+                    else
+                        sum[r][first + t] += whole * scale;
+                }
             }
         }
     }

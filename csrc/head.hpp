@@ -258,37 +258,128 @@ inline void add_beliefs(const Matrix& weight, int64_t first, int64_t count, cons
         add_beliefs_of<Format::bf16_rows>(weight, first, count, beliefs, sum, begin, end);
 }
 
-template <class Kind>
-inline void soft_of(const Soft& job, const typename Kind::Activation* x, int64_t lda) {
-    const Vocabulary<Kind> words = {x, lda, &job.weight, job.cap};
-    const int64_t rows = job.x.count, width = job.weight.k, ids = job.weight.n;
+// Sums over the table of what `believe` puts into beliefs[rows][kSoftIds], 1,024 ids at a time, into
+// sums[rows][width]; `Room` is what a worker needs for that.
+template <class Room, class Believe>
+inline void mix_table(const Matrix& table, int64_t rows, float factor, const Rows& out, int threads,
+                      const Believe& believe_group) {
+    const int64_t width = table.k, ids = table.n;
     const int64_t slice = 256, slices = (width + slice - 1) / slice;
     float* sums = (float*)scratch(1, sizeof(float) * rows * (width + kSoftIds));
     float* beliefs = sums + rows * width;
     memset(sums, 0, sizeof(float) * rows * width);
-#pragma omp parallel num_threads(job.threads)
+#pragma omp parallel num_threads(threads)
     {
-        float* c = (float*)scratch(2, sizeof(float) * kChunk * kGroup);
-        uint32_t* room = (uint32_t*)scratch(3, sizeof(uint32_t) * kRoomWords);
-        auto* gathered = (typename Kind::Activation*)scratch(4, 4 * kChunk * job.x.width);
-        int32_t* chosen = (int32_t*)scratch(5, sizeof(int32_t) * kChunk);
+        const Room room(table.k);
         for (int64_t first = 0; first < ids; first += kSoftIds) {
             const int64_t count = ids - first < kSoftIds ? ids - first : kSoftIds;
 #pragma omp for schedule(dynamic, 1)
             for (int64_t group = 0; group < (count + kGroup - 1) / kGroup; group++)
-                believe<Kind>(job, words, first / kGroup + group, group * kGroup, beliefs, c, room,
-                              gathered, chosen);
+                believe_group(first / kGroup + group, group * kGroup, beliefs, room);
 #pragma omp for schedule(dynamic, 1)
             for (int64_t task = 0; task < rows * slices; task++) {
                 const int64_t row = task % rows, begin = task / rows * slice;
                 const int64_t end = begin + slice < width ? begin + slice : width;
-                add_beliefs(job.weight, first, count, beliefs + row * kSoftIds, sums + row * width,
-                            begin, end);
+                add_beliefs(table, first, count, beliefs + row * kSoftIds, sums + row * width, begin, end);
             }
         }
 #pragma omp for schedule(static)
-        for (int64_t row = 0; row < rows; row++)
-            put(job.out, row, 0, sums + row * width, width, job.factor);
+        for (int64_t row = 0; row < rows; row++) put(out, row, 0, sums + row * width, width, factor);
+    }
+}
+
+template <class Kind>
+struct BeliefRoom {
+    float* c;
+    uint32_t* words;
+    typename Kind::Activation* gathered;
+    int32_t* chosen;
+
+    explicit BeliefRoom(int64_t width)
+        : c((float*)scratch(2, sizeof(float) * kChunk * kGroup)),
+          words((uint32_t*)scratch(3, sizeof(uint32_t) * kRoomWords)),
+          gathered((typename Kind::Activation*)scratch(4, 4 * kChunk * width)),
+          chosen((int32_t*)scratch(5, sizeof(int32_t) * kChunk)) {}
+};
+
+template <class Kind>
+inline void soft_of(const Soft& job, const typename Kind::Activation* x, int64_t lda) {
+    const Vocabulary<Kind> words = {x, lda, &job.weight, job.cap};
+    mix_table<BeliefRoom<Kind>>(
+        job.weight, job.x.count, job.factor, job.out, job.threads,
+        [&](int64_t group, int64_t place, float* beliefs, const BeliefRoom<Kind>& room) {
+            believe<Kind>(job, words, group, place, beliefs, room.c, room.words, room.gathered, room.chosen);
+        });
+}
+
+// The maximum of a row of logits, and the log of the sum of their exponentials.
+SFUMATO_INLINE void sum_row(const float* row, int64_t count, float* maximum, float* log_sum) {
+    vf best = all(-INFINITY);
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) best = sfumato::SFUMATO_ISA::maximum(best, load<vf>(row + i));
+    float top = largest_of(best);
+    for (int64_t t = i; t < count; t++) top = row[t] > top ? row[t] : top;
+    double whole = 0;  // of pieces, so that each small sum is exact enough in fp32
+    for (int64_t begin = 0; begin < count; begin += kSoftIds) {
+        const int64_t end = begin + kSoftIds < count ? begin + kSoftIds : count;
+        vf sum{};
+        for (i = begin; i + kLanes <= end; i += kLanes) sum += exponential(load<vf>(row + i) - top);
+        whole += total(sum);
+        for (; i < end; i++) whole += exponential(all(row[i] - top))[0];
+    }
+    *maximum = top;
+    *log_sum = (float)(log(whole) + top);
+}
+
+struct NoRoom {
+    explicit NoRoom(int64_t) {}
+};
+
+inline void gather(const Gather& job) {
+    const int64_t ids = job.weight.n;
+    float* maxima = (float*)scratch(0, (int64_t)sizeof(float) * 2 * job.rows);
+    float* log_sums = maxima + job.rows;
+#pragma omp parallel for num_threads(job.threads) schedule(dynamic, 1)
+    for (int64_t row = 0; row < job.rows; row++)
+        sum_row(job.logits + row * ids, ids, maxima + row, log_sums + row);
+    mix_table<NoRoom>(job.weight, job.rows, job.factor, job.out, job.threads,
+                      [&](int64_t group, int64_t place, float* beliefs, const NoRoom&) {
+        const int64_t left = ids - group * kGroup, own = left < kGroup ? left : kGroup;
+        for (int64_t row = 0; row < job.rows; row++) {
+            float c[kGroup];
+            float* to = beliefs + row * kSoftIds + place;
+            for (int64_t i = own; i < kGroup; i++) c[i] = -INFINITY;
+            memcpy(c, job.logits + row * ids + group * kGroup, sizeof(float) * own);
+            for (int i = 0; i < kGroup; i += kLanes) {
+                const vf score = load<vf>(c + i);
+                // NaN goes on, to show in the sums.
+                const vi low = score - maxima[row] < all(kFloor);
+                store(to + i, select(low, vf{}, exponential(score - log_sums[row])));
+            }
+        }
+    });
+}
+
+template <class Kind>
+inline void logits_of(const Logits& job, const typename Kind::Activation* x, int64_t lda) {
+    const Vocabulary<Kind> words = {x, lda, &job.weight, job.cap};
+    const int64_t ids = job.weight.n, rows = job.x.count;
+#pragma omp parallel num_threads(job.threads)
+    {
+        float* c = (float*)scratch(2, sizeof(float) * kChunk * kGroup);
+        uint32_t* room = (uint32_t*)scratch(3, sizeof(uint32_t) * kRoomWords);
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t group = 0; group < (ids + kGroup - 1) / kGroup; group++) {
+            const Scores how = words.scores(group);
+            for (int64_t row = 0; row < rows; row += kChunk) {
+                const int64_t some = rows - row < kChunk ? rows - row : kChunk;
+                group_product<Kind>(x + row * lda, lda, some, job.weight, group, c, room);
+                for (int64_t r = 0; r < some; r++) {
+                    finish_scores(c + r * kGroup, how, 1.0f);
+                    memcpy(job.out + (row + r) * ids + group * kGroup, c + r * kGroup, sizeof(float) * how.own);
+                }
+            }
+        }
     }
 }
 
@@ -296,6 +387,11 @@ inline void soft_of(const Soft& job, const typename Kind::Activation* x, int64_t
 inline void head(const Head& job) {
     with_rows(job.x, job.weight, job.threads,
               [&]<class Kind>(const typename Kind::Activation* x, int64_t lda) { head_of<Kind>(job, x, lda); });
+}
+
+inline void logits(const Logits& job) {
+    with_rows(job.x, job.weight, job.threads,
+              [&]<class Kind>(const typename Kind::Activation* x, int64_t lda) { logits_of<Kind>(job, x, lda); });
 }
 
 inline void soft(const Soft& job) {

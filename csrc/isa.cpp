@@ -30,6 +30,6 @@ static bool usable() {
 #define SFUMATO_NAME(name) SFUMATO_TEXT(name)
 
 extern const Kernels kernels = {SFUMATO_NAME(SFUMATO_ISA), kMultipliesBytes, usable, linear, experts, head,
-                               soft, norm, heads, attention, route};
+                               soft, logits, gather, norm, heads, attention, route};
 
 }  // namespace sfumato::SFUMATO_ISA

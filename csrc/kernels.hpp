@@ -80,6 +80,25 @@ struct Head {
     int threads;
 };
 
+// out[r] = cap * tanh(x . w / cap), written out for all ids.
+struct Logits {
+    Rows x;
+    Matrix weight;
+    float cap;
+    float* out;  // [rows, n]
+    int threads;
+};
+
+// out[r] = factor * sum of p * row of weight, over the p = softmax(logits) >= e^-10 of the largest.
+struct Gather {
+    const float* logits;  // [rows, n]
+    int64_t rows;
+    Matrix weight;  // as for Soft
+    float factor;
+    Rows out;
+    int threads;
+};
+
 // out[r] = factor * sum of p * row of weight, over the p = exp(s - log_sum) >= e^-10 of the largest.
 struct Soft {
     Rows x;
@@ -150,6 +169,8 @@ struct Kernels {
     void (*experts)(const Experts&);
     void (*head)(const Head&);
     void (*soft)(const Soft&);
+    void (*logits)(const Logits&);
+    void (*gather)(const Gather&);
     void (*norm)(const Norm&);
     void (*heads)(const Heads&);
     void (*attention)(const Attention&);

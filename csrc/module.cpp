@@ -93,13 +93,18 @@ void run_head(const std::string& set, const Array& x, const Weight& weight, floa
     if (rows > 0) kernels.head(job);
 }
 
+// Whether soft embeddings can be made of a table.
+void need_rows(const Weight& table) {
+    need(table.experts == 1 && !table.values, "there is one table");
+    const Format format = table.first.format;
+    need(format == Format::f32_rows || format == Format::bf16_rows || format == Format::i8_rows,
+         "soft embeddings are made of rows as in a checkpoint");
+}
+
 void run_soft(const std::string& set, const Array& x, const Weight& weight, float cap,
               const Array& temperatures, const Array& maximum, const Array& log_sum,
               const Array& group_maximum, float factor, const Array& out, int threads) {
-    need(weight.experts == 1 && !weight.values, "soft embeddings take one matrix");
-    need(weight.first.format == Format::f32_rows || weight.first.format == Format::bf16_rows ||
-             weight.first.format == Format::i8_rows,
-         "soft embeddings are made of rows as in a checkpoint");
+    need_rows(weight);
     Soft job = {};
     job.x = rows_of(x, "x", weight.first.k);
     job.weight = weight.first;
@@ -119,6 +124,37 @@ void run_soft(const std::string& set, const Array& x, const Weight& weight, floa
     const Kernels& kernels = set_of(set);
     nb::gil_scoped_release free;
     if (rows > 0) kernels.soft(job);
+}
+
+void run_logits(const std::string& set, const Array& x, const Weight& weight, float cap, const Array& out,
+                int threads) {
+    need(weight.experts == 1 && !weight.values, "the head takes one matrix");
+    Logits job = {};
+    job.x = rows_of(x, "x", weight.first.k);
+    job.weight = weight.first;
+    job.cap = cap;
+    need_pairs(job.x, weight.first);
+    job.out = const_cast<float*>(table_of<float>(out, "out", job.x.count, weight.first.n));
+    job.threads = threads_of(threads);
+    need(cap > 0, "cap must be above zero");
+    const Kernels& kernels = set_of(set);
+    nb::gil_scoped_release free;
+    if (job.x.count > 0) kernels.logits(job);
+}
+
+void run_gather(const std::string& set, const Array& logits, const Weight& weight, float factor,
+                const Array& out, int threads) {
+    need_rows(weight);
+    Gather job = {};
+    job.out = rows_of(out, "out", weight.first.k);
+    job.rows = job.out.count;
+    job.logits = table_of<float>(logits, "logits", job.rows, weight.first.n);
+    job.weight = weight.first;
+    job.factor = factor;
+    job.threads = threads_of(threads);
+    const Kernels& kernels = set_of(set);
+    nb::gil_scoped_release free;
+    if (job.rows > 0) kernels.gather(job);
 }
 
 const float* weight_of(const std::optional<Array>& a, int64_t width) {
@@ -286,6 +322,10 @@ NB_MODULE(_kernels, module) {
     module.def("soft", run_soft, nb::arg("set"), nb::arg("x"), nb::arg("weight"), nb::arg("cap"),
                nb::arg("temperatures"), nb::arg("maximum"), nb::arg("log_sum"), nb::arg("group_maximum"),
                nb::arg("factor"), nb::arg("out"), nb::arg("threads"));
+    module.def("logits", run_logits, nb::arg("set"), nb::arg("x"), nb::arg("weight"), nb::arg("cap"),
+               nb::arg("out"), nb::arg("threads"));
+    module.def("gather", run_gather, nb::arg("set"), nb::arg("logits"), nb::arg("weight"), nb::arg("factor"),
+               nb::arg("out"), nb::arg("threads"));
     module.def("route", run_route, nb::arg("set"), nb::arg("scores"), nb::arg("scales"), nb::arg("chosen"),
                nb::arg("shares"));
     module.def("norm", run_norm, nb::arg("set"), nb::arg("x"), nb::arg("weight").none(),

@@ -8,7 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sfumato.ops.head import Beliefs, declines, head, reference, scores, soft, soft_reference
+from sfumato.ops.head import (
+    Beliefs,
+    declines,
+    gather,
+    head,
+    logits,
+    reference,
+    scores,
+    soft,
+    soft_reference,
+)
 from sfumato.ops.kernels import Kernels
 from sfumato.ops.weight import Weight, int8, panels, rows
 from sfumato.quant.int8 import quantise_rows
@@ -66,6 +76,42 @@ def test_soft_embeddings_are_the_reference(
         expected = soft_reference(x, one, CAP, temperatures, 16.0)
         # A term at the floor may be in one sum and not in the other: e^-10 of the largest.
         torch.testing.assert_close(out, expected, rtol=0, atol=16 * 5e-5 * float(table.abs().max()))
+
+
+@given(st.integers(1, 50), st.integers(1, 1300), st.integers(1, 60), st.integers(0, 999))
+@many
+def test_logits_written_out_and_what_is_gathered_by_them(
+    kernels: Kernels, length: int, vocab: int, half: int, seed: int
+) -> None:
+    x, table, temperatures, _ = _case(length, vocab, 2 * half, seed)
+    for one in (rows(table), rows(table.float()), int8(quantise_rows(table))):
+        for own in (x, x.bfloat16()):
+            written = logits(own, one, CAP, kernels)
+            plain = logits(own, one, CAP)
+            torch.testing.assert_close(written, plain, rtol=0, atol=1e-4)
+            found = head(own, one, CAP, torch.ones(length), None, kernels)
+            assert torch.equal(written.amax(-1), found.maximum)
+        divided = plain / temperatures[:, None]
+        mixed = gather(divided, one, 16.0, torch.float32, kernels)
+        expected = gather(divided, one, 16.0, torch.float32)
+        torch.testing.assert_close(
+            mixed, expected, rtol=0, atol=16 * 5e-5 * float(table.abs().max())
+        )
+        rounded = gather(divided.bfloat16(), one, 16.0, torch.bfloat16, kernels)
+        assert rounded.dtype == torch.bfloat16
+        expected = gather(divided.bfloat16(), one, 16.0, torch.float32)
+        torch.testing.assert_close(rounded.float(), expected, rtol=2**-8, atol=1e-2)
+
+
+def test_written_logits_that_are_no_numbers(kernels: Kernels) -> None:
+    """NaN shows in its row alone, and minus infinity is no probability."""
+    table = rows(torch.randn(150, 32, generator=torch.Generator().manual_seed(1)).bfloat16())
+    written = torch.zeros(3, 150)
+    written[0, 70], written[1, 3:] = torch.nan, -torch.inf
+    found = gather(written, table, 1.0, torch.float32, kernels)
+    assert bool(found[0].isnan().all())
+    expected = torch.stack([table.dense()[0].float()[:3].mean(0), table.dense()[0].float().mean(0)])
+    torch.testing.assert_close(found[1:], expected, rtol=0, atol=1e-5)
 
 
 def test_many_terms_and_few(kernels: Kernels) -> None:

@@ -23,8 +23,8 @@ from sfumato.model.norm import RMSNorm
 from sfumato.model.rope import rotary_tables
 from sfumato.model.self_conditioning import SelfConditioning
 from sfumato.model.vision import VisionProjector, VisionTower
+from sfumato.ops.head import gather, logits
 from sfumato.ops.kernels import Kernels
-from sfumato.ops.linear import linear
 from sfumato.ops.visibility import Canvas, Causal, Visibility, image_groups
 from sfumato.ops.weight import Weight, int8, rows
 from sfumato.quant.int8 import Int8Tensor
@@ -201,11 +201,11 @@ class DiffusionGemma(nn.Module):
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [..., V], fp32 and softcapped, of final hidden states [..., D]."""
         cap = self.config.text.final_logit_softcapping
-        if self.kernels is None:
-            logits = functional.linear(hidden, self.model.decoder.embed_tokens.weight).float()
-        else:
-            logits = linear(hidden, self.table, self.kernels).float()
-        return torch.tanh(logits / cap) * cap
+        if self.kernels is not None:
+            written = logits(hidden.flatten(0, -2), self.table, cap, self.kernels)
+            return written.view(*hidden.shape[:-1], -1)
+        plain = functional.linear(hidden, self.model.decoder.embed_tokens.weight).float()
+        return torch.tanh(plain / cap) * cap
 
     def soft_tokens(self, pixel_values: Tensor, position_ids: Tensor) -> Tensor:
         """Soft tokens [sum over images, D] of patches [n, P, 3 * patch^2] at (x, y) [n, P, 2]."""
@@ -353,16 +353,18 @@ class DiffusionGemma(nn.Module):
         final: Tensor = self.model.decoder.norm(x)
         return final
 
-    def soft_embeddings(self, logits: Tensor) -> Tensor:
-        """What a step believed, [B, L, D], from its temperature-scaled `logits` [B, L, V]."""
-        beliefs = torch.softmax(logits, dim=-1, dtype=torch.float32)
-        if self.int8_table is None:
-            weight = self.model.decoder.embed_tokens.weight
-            return torch.matmul(beliefs.to(weight.dtype), weight) * self.embed_factor
-        soft = beliefs.new_zeros(*beliefs.shape[:-1], self.int8_table.shape[1])
-        for piece, part in self.int8_table.pieces(torch.float32):
-            soft += torch.matmul(beliefs[..., piece], part)
-        return soft.to(self.dtype) * self.embed_factor
+    def soft_embeddings(self, written: Tensor) -> Tensor:
+        """What a step believed, [B, L, D], from its temperature-scaled logits [B, L, V].
+
+        Kernels leave out what is improbable (`sfumato.ops.head.gather`).
+        """
+        if self.kernels is not None:
+            rows = written.flatten(0, -2)
+            soft = gather(rows, self.table, self.embed_factor, self.dtype, self.kernels)
+            return soft.view(*written.shape[:-1], -1)
+        weight = self.model.decoder.embed_tokens.weight
+        beliefs = torch.softmax(written, dim=-1, dtype=torch.float32)
+        return torch.matmul(beliefs.to(weight.dtype), weight) * self.embed_factor
 
     def _mix(
         self,

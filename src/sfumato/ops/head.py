@@ -127,6 +127,49 @@ def soft(
     return out
 
 
+def logits(x: Tensor, table: Weight, cap: float, kernels: Kernels | None = None) -> Tensor:
+    """Softcapped logits [R, V], fp32, written out: `scores` at a temperature of 1."""
+    if kernels is None:
+        return scores(x, table, cap, torch.ones(x.shape[0]))
+    out = torch.empty(x.shape[0], table.n)
+    kernels.native.logits(
+        kernels.name, give(x.contiguous()), table.native(kernels), cap, give(out), kernels.threads
+    )
+    return out
+
+
+def gather(
+    written: Tensor,
+    table: Weight,
+    factor: float,
+    dtype: torch.dtype,
+    kernels: Kernels | None = None,
+) -> Tensor:
+    """Soft embeddings [R, D] in `dtype`, of logits [R, V] that are `written` out.
+
+    As with `soft`, terms below e^-10 of a row's largest are left out.
+    """
+    if kernels is None:
+        return _mixed(written.float(), table, factor).to(dtype)
+    out = torch.empty(written.shape[0], table.k, dtype=dtype)
+    kernels.native.gather(
+        kernels.name,
+        give(written.float().contiguous()),
+        table.native(kernels),
+        factor,
+        give(out),
+        kernels.threads,
+    )
+    return out
+
+
+def _mixed(found: Tensor, table: Weight, factor: float) -> Tensor:
+    """The mix of the table's rows by softmax of scores, probable ones alone."""
+    shares = torch.softmax(found, dim=-1)
+    shares = shares.masked_fill(found - found.amax(-1, keepdim=True) < FLOOR, 0.0)
+    return shares @ table.dense()[0].float() * factor
+
+
 def scores(
     x: Tensor, table: Weight, cap: float, temperatures: Tensor, *, narrow: bool = False
 ) -> Tensor:
@@ -177,6 +220,4 @@ def soft_reference(
 ) -> Tensor:
     """`soft` in torch."""
     found = scores(x, table, cap, temperatures, narrow=narrow)
-    shares = torch.softmax(found, dim=-1)
-    shares = shares.masked_fill(found - found.amax(-1, keepdim=True) < FLOOR, 0.0)
-    return (shares @ table.dense()[0].float() * factor).to(x.dtype)
+    return _mixed(found, table, factor).to(x.dtype)

@@ -238,6 +238,10 @@ inline void add_beliefs_of(const Matrix& weight, int64_t first, int64_t count, c
     float p[4];
     int held = 0;
     for (int64_t i = 0; i < count; i++) {
+        if (i % kLanes == 0) {  // most ids are not probable
+            while (i + kLanes <= count && !lanes_of(load<vf>(beliefs + i) != vf{})) i += kLanes;
+            if (i == count) break;
+        }
         if (beliefs[i] == 0) continue;  // not so for NaN
         rows[held] = (const char*)weight.data + (first + i) * weight.stride * size;
         p[held++] = weight.row_scales ? beliefs[i] * weight.row_scales[first + i] : beliefs[i];

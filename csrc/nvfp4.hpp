@@ -195,18 +195,65 @@ inline void decode_nvfp4(const uint8_t* const* codes, const uint8_t* const* scal
     }
     decode_groups<false, kWide>(rows, 0, own + (g - 1) * kPanel, to + (g - 1) * group);
 }
+#elif defined(__AVX512F__)
+// E2M1 to fp32, by the low four bits of each lane.
+SFUMATO_INLINE vf value_of(vu code) {
+    const __m512 table = _mm512_setr_ps(0, .5f, 1, 1.5f, 2, 3, 4, 6, -0.f, -.5f, -1, -1.5f, -2, -3, -4, -6);
+    return (vf)_mm512_permutexvar_ps((__m512i)code, table);
+}
+
+// Four words of codes of 16 rows: of the two groups from place `group` on, the second one's in the last
+// two. The one group that may be left at the end is the first, and what follows it nothing.
+SFUMATO_INLINE void group_words(const uint8_t* const* codes, int64_t at, bool both, vu (&words)[4]) {
+    if (both) {
+        turn_words((const void* const*)codes, at, words);
+        return;
+    }
+    uint8_t last[kPanel][16] = {};
+    const void* rows[kPanel];
+    for (int j = 0; j < kPanel; j++) {
+        memcpy(last[j], codes[j] + at, 8);
+        rows[j] = last[j];
+    }
+    turn_words(rows, 0, words);
+}
+
+// As above, by words of eight codes.
+template <bool kWide = false>
+inline void decode_nvfp4(const uint8_t* const* codes, const uint8_t* const* scales, int64_t begin,
+                         int64_t count, int64_t ahead, uint32_t* to) {
+    const int64_t groups = count / 16;
+    uint8_t scale_room[kSpare + kRun / 16 * kPanel], *own = scale_room + kSpare;
+    columns(scales, begin / 16, groups, own);
+    for (int64_t g = 0; g < groups; g += 2) {
+        if (g % 8 == 0) fetch(codes, begin / 2 + g * 8 + ahead);
+        vu words[4];
+        const bool both = g + 2 <= groups;
+        group_words(codes, begin / 2 + g * 8, both, words);
+        for (int half = 0; half < (both ? 2 : 1); half++) {
+            const vf scale = wide_scale(wide_bytes(own + (g + half) * kPanel));
+            for (int p = 0; p < 8; p++) {
+                const vu word = words[2 * half + p / 4];
+                const vf even = value_of(word >> (8 * (p % 4))) * scale;
+                const vf odd = value_of(word >> (8 * (p % 4) + 4)) * scale;
+                uint32_t* pair = to + ((g + half) * 8 + p) * kPanel * (kWide ? 2 : 1);
+                if constexpr (kWide) {
+                    store(pair, even);
+                    store(pair + kPanel, odd);
+                } else {
+                    store(pair, ((vu)even >> 16) | ((vu)odd & 0xffff0000u));
+                }
+            }
+        }
+    }
+}
 #else
 // E2M1 to fp32: a magnitude by three bits, the sign in bit 3.
 SFUMATO_INLINE vf value_of(vu code) {
-#if defined(__AVX512F__)
-    const __m512 table = _mm512_setr_ps(0, .5f, 1, 1.5f, 2, 3, 4, 6, 0, -.5f, -1, -1.5f, -2, -3, -4, -6);
-    return (vf)_mm512_permutexvar_ps((__m512i)code, table);
-#else
     static const float table[16] = {0, .5f, 1, 1.5f, 2, 3, 4, 6, -0.f, -.5f, -1, -1.5f, -2, -3, -4, -6};
     vf out{};
     for (int i = 0; i < kLanes; i++) out[i] = table[code[i] & 15];
     return out;
-#endif
 }
 
 // From columns: codes [groups][8 pairs of k][16], scales [groups][16].
@@ -267,11 +314,29 @@ SFUMATO_INLINE vu raised(vu codes) {
 // Values [begin, begin + count) of 16 rows as codes with scales, halved for what the codes are doubled.
 inline void raise_nvfp4(const uint8_t* const* codes, const uint8_t* const* scales, int64_t begin,
                         int64_t count, int64_t ahead, uint32_t* to) {
-    constexpr int64_t most = 4;  // groups at once: 32 bytes of codes a row
-    uint8_t code_room[kSpare + most * 8 * kPanel], scale_room[kSpare + kRun / 16 * kPanel];
-    uint8_t *own_codes = code_room + kSpare, *own_scales = scale_room + kSpare;
     const int64_t groups = count / 16;
+    uint8_t scale_room[kSpare + kRun / 16 * kPanel], *own_scales = scale_room + kSpare;
     columns(scales, begin / 16, groups, own_scales);
+    for (int64_t g = 0; g < groups; g++)
+        for (int lane = 0; lane < kPanel; lane += kLanes) {
+            const vf scale = wide_scale(wide_bytes(own_scales + g * kPanel + lane));
+            store(to + g * kCodeGroup + 4 * kPanel + lane, scale * 0.5f);
+        }
+#if defined(__AVX512F__)
+    for (int64_t g = 0; g < groups; g += 2) {
+        if (g % 8 == 0) fetch(codes, begin / 2 + g * 8 + ahead);
+        vu words[4];
+        const bool both = g + 2 <= groups;
+        group_words(codes, begin / 2 + g * 8, both, words);
+        for (int i = 0; i < (both ? 8 : 4); i++) {
+            const vu four = i % 2 ? words[i / 2] >> 16 : words[i / 2] & 0xffffu;
+            const vu apart = (four | (four << 8)) & 0x00ff00ffu;
+            store(to + (g + i / 4) * kCodeGroup + i % 4 * kPanel, raised((apart | (apart << 4)) & 0x0f0f0f0fu));
+        }
+    }
+#else
+    constexpr int64_t most = 4;  // groups at once: 32 bytes of codes a row
+    uint8_t code_room[kSpare + most * 8 * kPanel], *own_codes = code_room + kSpare;
     for (int64_t g = 0; g < groups; g++) {
         if (g % 8 == 0) fetch(codes, begin / 2 + g * 8 + ahead);
         if (g % most == 0) {
@@ -279,16 +344,14 @@ inline void raise_nvfp4(const uint8_t* const* codes, const uint8_t* const* scale
             columns(codes, begin / 2 + g * 8, some * 8, own_codes);
         }
         const uint8_t* from = own_codes + g % most * 8 * kPanel;
-        for (int lane = 0; lane < kPanel; lane += kLanes) {
+        for (int lane = 0; lane < kPanel; lane += kLanes)
             for (int i = 0; i < 4; i++) {
                 const vu first = wide_bytes(from + 2 * i * kPanel + lane);
                 const vu both = first | (wide_bytes(from + (2 * i + 1) * kPanel + lane) << 16);
                 store(to + g * kCodeGroup + i * kPanel + lane, raised((both | (both << 4)) & 0x0f0f0f0fu));
             }
-            const vf scale = wide_scale(wide_bytes(own_scales + g * kPanel + lane));
-            store(to + g * kCodeGroup + 4 * kPanel + lane, scale * 0.5f);
-        }
     }
+#endif
 }
 
 }  // namespace sfumato::SFUMATO_ISA

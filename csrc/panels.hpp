@@ -9,7 +9,7 @@
 
 namespace sfumato::SFUMATO_ISA {
 
-#if defined(__AVX2__)
+#if defined(__AVX2__) && !defined(__AVX512F__)
 // An 8 x 8 square of 32-bit values: to[i * 16 + j] = from[j][i].
 SFUMATO_INLINE void transpose_8x8(const uint32_t* const* from, int64_t at, uint32_t* to) {
     __m256 a[8], b[8];
@@ -34,7 +34,13 @@ SFUMATO_INLINE void transpose_8x8(const uint32_t* const* from, int64_t at, uint3
 // to[i * 16 + j] = word i of row j, for `count` words of 16 rows.
 inline void transpose(const uint32_t* const* rows, int64_t count, uint32_t* to) {
     int64_t i = 0;
-#if defined(__AVX2__)
+#if defined(__AVX512F__)
+    for (; i + 4 <= count; i += 4) {
+        vu words[4];
+        turn_words((const void* const*)rows, i * 4, words);
+        for (int j = 0; j < 4; j++) store(to + (i + j) * kPanel, words[j]);
+    }
+#elif defined(__AVX2__)
     for (; i + 8 <= count; i += 8) {
         transpose_8x8(rows, i, to + i * kPanel);
         transpose_8x8(rows + 8, i, to + i * kPanel + 8);
@@ -83,7 +89,7 @@ enum class As { pairs, floats, codes };
 
 // Whether a panel of the format can be had in fp32 at once, and as fast as in pairs of bf16.
 SFUMATO_INLINE bool decodes_to_floats([[maybe_unused]] const Matrix& w) {
-#if defined(__AVX2__) && !defined(__AVX512F__)
+#if defined(__AVX2__)
     return w.format == Format::nvfp4_rows;
 #else
     return false;
@@ -115,7 +121,7 @@ inline const uint32_t* panel_words(const Matrix& w, int64_t panel, int64_t begin
             raise_nvfp4(codes, scales, begin, count, ahead, room);
             return room;
         }
-#if defined(__AVX2__) && !defined(__AVX512F__)
+#if defined(__AVX2__)
         decode_nvfp4<kAs == As::floats>(codes, scales, begin, count, ahead, room);
 #else
         decode_nvfp4(codes, scales, begin, count, ahead, room);

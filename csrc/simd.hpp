@@ -129,6 +129,25 @@ SFUMATO_INLINE uint32_t lanes_of(vi condition) {
 #endif
 }
 
+#if defined(__AVX512F__)
+// Four words from an address of each of 16 rows: lane j of to[i] is word i of row j. Rows go to their
+// places as they are loaded, which leaves half of the shuffles that turning registers takes.
+SFUMATO_INLINE void turn_words(const void* const* rows, int64_t at, vu (&to)[4]) {
+    __m512i part[4];
+    for (int j = 0; j < 4; j++) {
+        const auto row = [&](int i) { return _mm_loadu_si128((const __m128i*)((const char*)rows[i + j] + at)); };
+        part[j] = _mm512_inserti32x4(_mm512_castsi128_si512(row(0)), row(4), 1);
+        part[j] = _mm512_inserti32x4(_mm512_inserti32x4(part[j], row(8), 2), row(12), 3);
+    }
+    const __m512i a = _mm512_unpacklo_epi32(part[0], part[1]), b = _mm512_unpackhi_epi32(part[0], part[1]);
+    const __m512i c = _mm512_unpacklo_epi32(part[2], part[3]), d = _mm512_unpackhi_epi32(part[2], part[3]);
+    to[0] = (vu)_mm512_unpacklo_epi64(a, c);
+    to[1] = (vu)_mm512_unpackhi_epi64(a, c);
+    to[2] = (vu)_mm512_unpacklo_epi64(b, d);
+    to[3] = (vu)_mm512_unpackhi_epi64(b, d);
+}
+#endif
+
 // e^x with an error of at most 2 ulp for x in [-87, 88]; x is held within. NaN gives NaN.
 SFUMATO_INLINE vf exponential(vf x) {
     const vf held = minimum(maximum(x, all(-87.0f)), all(88.0f));

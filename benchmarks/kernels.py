@@ -70,7 +70,7 @@ def products(kernels: Kernels, dtype: torch.dtype) -> Iterator[Case]:
                 partial(functional.linear, x, own),
             )
         for name, layout in layouts.items():
-            if narrow.narrows(layout.layout):
+            if narrow.narrows(layout.layout, k):
                 yield Case(
                     f"linear {m} x {k} -> {n}, {name}, activations in 8 bits",
                     2e-9 * m * n * k,

@@ -82,8 +82,8 @@ inline void run_task(const Experts& job, const int64_t* order, const Task& task,
         group_product<Kind>(x, Kind::words(width), task.count, up, group, c, room);
         finish_group(first, c, 0, task.count, group);
     }
-    uint32_t* own = kIsNarrow<Kind> ? (uint32_t*)scratch(6, sizeof(float) * kTaskRows * inner) : nullptr;
-    const Activation* active = between_products<Kind>(between, job.x.bf16, own);
+    uint32_t* narrowed = kIsNarrow<Kind> ? (uint32_t*)scratch(6, sizeof(float) * kTaskRows * inner) : nullptr;
+    const Activation* active = between_products<Kind>(between, job.x.bf16, narrowed);
     for (int64_t group = 0; group < (down.n + kGroup - 1) / kGroup; group++) {
         group_product<Kind>(active, Kind::words(inner), task.count, down, group, c, room);
         const int64_t left = down.n - group * kGroup, own = left < kGroup ? left : kGroup;

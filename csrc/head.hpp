@@ -62,6 +62,7 @@ SFUMATO_INLINE Summary summarise(const float* c, float m, int64_t own) {
         equal |= (uint64_t)lanes_of(own == all(m)) << i;
         none |= (uint64_t)lanes_of(own != own) << i;
     }
+    if (own < kGroup) equal &= (1ull << own) - 1;
     Summary out = {total(sum), total(moment), equal ? __builtin_ctzll(equal) : (int32_t)own - 1};
     if (none) out.sum = NAN;  // shows in everything that is made of the sum
     return out;

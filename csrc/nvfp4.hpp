@@ -1,7 +1,8 @@
-// NVFP4 as a checkpoint stores it, row after row, to pairs of bf16 in [k / 2][16 channels].
+// NVFP4 as a checkpoint stores it, row after row, to what a tile reads: pairs of bf16 or fp32 by
+// channels, or whole numbers for activations in 8 bits.
 //
-// Sixteen rows' bytes are turned into columns, in registers: then one vector holds one pair of k of
-// all channels, and a group's scales lie as its channels do. What is read may begin at any address.
+// Sixteen rows are turned over in registers: then one vector holds the same codes of all channels, and
+// a group's scales lie as its channels do. What is read may begin at any address.
 // Code times scale has at most six significant bits: exact in bf16, so cutting off bits is exact.
 #pragma once
 
@@ -206,11 +207,11 @@ SFUMATO_INLINE vf value_of(vu code) {
 // two. The one group that may be left at the end is the first, and what follows it nothing.
 SFUMATO_INLINE void group_words(const uint8_t* const* codes, int64_t at, bool both, vu (&words)[4]) {
     if (both) {
-        turn_words((const void* const*)codes, at, words);
+        turn_words(codes, at, words);
         return;
     }
     uint8_t last[kPanel][16] = {};
-    const void* rows[kPanel];
+    const uint8_t* rows[kPanel];
     for (int j = 0; j < kPanel; j++) {
         memcpy(last[j], codes[j] + at, 8);
         rows[j] = last[j];

@@ -37,7 +37,7 @@ inline void transpose(const uint32_t* const* rows, int64_t count, uint32_t* to) 
 #if defined(__AVX512F__)
     for (; i + 4 <= count; i += 4) {
         vu words[4];
-        turn_words((const void* const*)rows, i * 4, words);
+        turn_words(rows, i * 4, words);
         for (int j = 0; j < 4; j++) store(to + (i + j) * kPanel, words[j]);
     }
 #elif defined(__AVX2__)

@@ -1,6 +1,6 @@
 // Vectors of the instruction set that the including file is compiled for, by the compiler's own
-// vector types: one source for SSE2, AVX2, AVX-512 and NEON. Only bf16's dot product needs an
-// intrinsic. Everything lives in a namespace of its instruction set, and nothing of the standard
+// vector types: one source for SSE2, AVX2, AVX-512 and NEON, with intrinsics where a set has
+// something better than lanes one by one. Everything lives in a namespace of its instruction set, and nothing of the standard
 // library with code in headers is used here: the linker must never choose one set's copy for another.
 #pragma once
 
@@ -132,7 +132,8 @@ SFUMATO_INLINE uint32_t lanes_of(vi condition) {
 #if defined(__AVX512F__)
 // Four words from an address of each of 16 rows: lane j of to[i] is word i of row j. Rows go to their
 // places as they are loaded, which leaves half of the shuffles that turning registers takes.
-SFUMATO_INLINE void turn_words(const void* const* rows, int64_t at, vu (&to)[4]) {
+template <class T>
+SFUMATO_INLINE void turn_words(const T* const* rows, int64_t at, vu (&to)[4]) {
     __m512i part[4];
     for (int j = 0; j < 4; j++) {
         const auto row = [&](int i) { return _mm_loadu_si128((const __m128i*)((const char*)rows[i + j] + at)); };

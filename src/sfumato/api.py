@@ -23,7 +23,7 @@ from sfumato.errors import ContextLengthError, InputError, UsageError
 from sfumato.kv.cache import KVCache, check_cache_dtype
 from sfumato.model.diffusion_gemma import DiffusionGemma
 from sfumato.model.kernels import narrowed, use_kernels
-from sfumato.ops.kernels import AUTO, check_activations, choose
+from sfumato.ops.kernels import AUTO, check_activations, choose, reason_for_none
 from sfumato.ops.linear import ACTIVATIONS
 from sfumato.settings import Settings
 from sfumato.text.chat import Chat, Message
@@ -392,8 +392,10 @@ def load(
     instruction set; if left out SFUMATO_KERNELS is read, else it is "auto". Then kernels serve
     wherever they can but where `dtype` is given as float32: there the bits are the reference's.
 
-    `activations` "int8" lets them round activations to 8 bits for weights in NVFP4: faster,
-    and no longer exact. If left out SFUMATO_ACTIVATIONS is read, else they stay as they are.
+    `activations` "int8" lets them round activations to 8 bits for weights in NVFP4, and for a table
+    in 8 bits with AVX-512 VNNI: faster, and no longer exact. "exact" leaves them as they are, and
+    so does None unless SFUMATO_ACTIVATIONS says otherwise. A model of less than 128 M parameters
+    is packed: change its weights through `load_state_dict`, not in place.
 
     Raises HubError, ConfigError, CheckpointError, UsageError for kernels that cannot be, or
     InputError for a dtype or device that cannot be.
@@ -416,9 +418,13 @@ def load(
     served = chosen is not None and (wanted != AUTO or not exact)
     keep = served and str(device) == "cpu"
     if narrow and not keep:
+        missing = reason_for_none()
         raise UsageError(
-            "activations in 8 bits are the work of kernels, and none serves here",
-            hint="ask for no dtype and no device, and for kernels other than 'reference'",
+            "activations in 8 bits are the work of kernels, and none serves here"
+            + (f": {missing}" if missing else ""),
+            hint=""
+            if missing
+            else "leave float32 and other devices out, and kernels at 'auto' or a set's name",
         )
     network, config = load_network(folder, dtype, device, keep_quantised=keep)
     network.cache_dtype = cache_dtype
@@ -429,6 +435,12 @@ def load(
                 f"the kernels for {wanted} cannot serve this model: {'; '.join(refused.values())}",
                 hint="leave kernels to 'auto', or 'reference'",
             )
+    if narrow and network.kernels is None:
+        raise UsageError(
+            f"no kernel serves this model, so its activations cannot be in 8 bits: "
+            f"{'; '.join(network.refused.values())}",
+            hint="leave --dtype to the checkpoint, or activations as they are",
+        )
     if narrow and not narrowed(network):
         raise UsageError(
             "activations in 8 bits need weights in NVFP4, and this model has none",

@@ -27,6 +27,7 @@ def seeing(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sfumato(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Program:
     """The program, with no model named by the environment."""
     monkeypatch.delenv("SFUMATO_MODEL", raising=False)
+    monkeypatch.delenv("SFUMATO_ACTIVATIONS", raising=False)
     monkeypatch.setenv("SFUMATO_THREADS", "1")
     monkeypatch.setenv("SFUMATO_KERNELS", "reference")  # the same numbers on every processor
     return Program(monkeypatch, capsys)

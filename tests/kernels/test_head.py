@@ -213,3 +213,13 @@ def test_a_cap_of_zero_is_refused(kernels: Kernels) -> None:
     x, table, temperatures, _ = _case(2, 10, 16, 8)
     with pytest.raises(ValueError, match="cap"):
         head(x, rows(table), 0.0, temperatures, None, kernels)
+
+
+def test_no_argmax_lies_beyond_a_small_vocabulary(kernels: Kernels) -> None:
+    x, table, temperatures, _ = _case(3, 20, 16, 4)
+    x[1] = torch.nan
+    found = head(x, rows(table), CAP, temperatures, None, kernels)
+    assert bool((found.argmax < 20).all())
+    assert bool(found.entropy[1].isnan())
+    expected = reference(x[::2], rows(table), CAP, temperatures[::2], None)
+    assert torch.equal(found.argmax[::2], expected.argmax)

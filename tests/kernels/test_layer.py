@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from sfumato.api import load
 from sfumato.model.diffusion_gemma import DiffusionGemma
 from sfumato.model.fast_layer import FastLayer
+from sfumato.model.kernels import use_kernels
 from sfumato.ops.kernels import Kernels
 from sfumato.weights.export import export
 from tests.helpers import randomise
@@ -27,11 +29,18 @@ def write_plain(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("stored", ["plain", "nvfp4"])
+@pytest.mark.parametrize("stored", ["plain", "packed", "nvfp4"])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_compiled_is_composed(
-    kernels: Kernels, tmp_path: Path, dtype: str, stored: str, threads: int
+    kernels: Kernels,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: str,
+    stored: str,
+    threads: int,
 ) -> None:
+    if stored == "plain":
+        monkeypatch.setattr("sfumato.model.kernels.PACKED_BYTES", 0)
     if stored == "nvfp4":
         write_nvfp4(tmp_path / "m")
     else:
@@ -77,3 +86,29 @@ def test_more_rows_than_experts_take_at_once(kernels: Kernels, tmp_path: Path) -
         assert torch.equal(whole, FastLayer(layer, kernels, composed=True).finish(x, mixed, scalar))
         last = FastLayer(layer, kernels).finish(x[1:, -1:], mixed[1:, :, -1:], scalar)
     assert torch.equal(whole[1, -1], last[0, 0])
+
+
+def _layouts(network: DiffusionGemma) -> set[str]:
+    kernel = network.layers[0].experts.kernel
+    assert isinstance(kernel, partial)
+    return {kernel.keywords[name].layout for name in ("gate_up", "down")}
+
+
+def test_a_small_model_is_packed_if_that_loses_nothing(
+    kernels: Kernels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the bit; and experts of which one half is not exact in bf16 stay both as they are."""
+    write_plain(tmp_path / "m")
+    found = []
+    for most, layout in ((0, "f32_rows"), (1 << 28, "bf16_panels")):
+        monkeypatch.setattr("sfumato.model.kernels.PACKED_BYTES", most)
+        network = load(tmp_path / "m", "bfloat16").network.float()
+        assert use_kernels(network, kernels) == {}
+        assert _layouts(network) == {layout}
+        with torch.inference_mode():
+            found.append(network.encode_hidden(IDS, attention_mask=REAL)[0].nan_to_num(7.0))
+    assert torch.equal(*found)
+    for layer in network.layers:
+        layer.experts.down_proj.data += 2.0**-20
+    assert use_kernels(network, kernels) == {}
+    assert _layouts(network) == {"f32_rows"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,7 +60,7 @@ def test_linear(kernels: Kernels, m: int, n: int, groups: int, seed: int) -> Non
     for weight in (nvfp4([quantise(matrix)]), int8(quantise_rows(matrix))):
         for dtype in DTYPES:
             cast = x.to(dtype)
-            seen = round_rows(cast) if own.narrows(weight.layout) else cast
+            seen = round_rows(cast) if own.narrows(weight.layout, weight.k) else cast
             _near(linear_op.linear(cast, weight, own), seen, weight)
 
 
@@ -113,7 +112,7 @@ def test_head_and_soft_embeddings(narrow: Kernels) -> None:
     table = int8(quantise_rows(_normal(300, 64, 1)))
     x, temperatures = _normal(20, 64, 2) * 3 / 8, torch.full((20,), 0.7)
     uniforms = torch.rand(20, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    small = narrow.narrows("i8_rows")
+    small = narrow.narrows("i8_rows", 64)
     found = head_op.head(x, table, 30.0, temperatures, uniforms, narrow)
     expected = head_op.reference(x, table, 30.0, temperatures, uniforms, narrow=small)
     assert torch.equal(found.argmax, expected.argmax)
@@ -124,6 +123,8 @@ def test_head_and_soft_embeddings(narrow: Kernels) -> None:
     mixed = head_op.soft(x, table, 30.0, temperatures, found, 8.0, narrow)
     plain = head_op.soft_reference(x, table, 30.0, temperatures, 8.0, narrow=small)
     torch.testing.assert_close(mixed, plain, rtol=0, atol=2e-3)
+    exact = head_op.reference(x, table, 30.0, temperatures, None).log_sum
+    assert torch.allclose(found.log_sum, exact, rtol=0, atol=1e-5) == (not small)
 
 
 def test_what_is_too_large_or_too_small(narrow: Kernels) -> None:
@@ -172,7 +173,10 @@ def test_a_network(kernels: Kernels, tmp_path: Path) -> None:
     assert model.generate(IDS, seed=1).tokens == model.generate(IDS, seed=1).tokens
 
 
+@pytest.mark.usefixtures("kernels")
 def test_what_cannot_be_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SFUMATO_KERNELS", raising=False)
+    monkeypatch.delenv("SFUMATO_ACTIVATIONS", raising=False)
     write_plain(tmp_path / "plain")
     write_nvfp4(tmp_path / "m")
     with pytest.raises(UsageError, match="none serves here"):
@@ -185,12 +189,17 @@ def test_what_cannot_be_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "sfumato quantize" in str(caught.value.hint)
     with pytest.raises(UsageError, match="none serves here"):
         load(tmp_path / "m", "float32")
+    with pytest.raises(UsageError, match=r"no kernel serves this model.*float16"):
+        load(tmp_path / "m", "float16")
+    exact = load(tmp_path / "m", activations="exact")
+    assert exact.network.kernels is not None
+    assert not exact.network.kernels.narrow
 
 
 def test_weights_without_codes_take_no_such_activations(narrow: Kernels) -> None:
     weight, x = rows(_normal(30, 64, 1).bfloat16()), _normal(4, 64, 2)
     plain = replace(narrow, narrow=False)
     assert torch.equal(linear_op.linear(x, weight, narrow), linear_op.linear(x, weight, plain))
-    assert json.dumps(narrow.label)  # what reports write
+    assert not narrow.narrows("nvfp4_rows", 40)
     with pytest.raises(ValueError, match="8 bits"):
         narrow.native.Weight("bf16_rows", [weight.data[0]], [], [], [], None, 30, True)

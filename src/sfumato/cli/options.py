@@ -38,9 +38,10 @@ class ModelOptions:
     ] = None
     device: Annotated[str, typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1, mps.")] = "cpu"
     activations: Annotated[
-        Literal["int8"] | None,
+        Literal["int8", "exact"] | None,
         typer.Option(
-            help="int8 rounds activations to 8 bits for weights in NVFP4: faster, not exact."
+            help="int8 rounds activations to 8 bits where weights are quantised: faster, not "
+            "exact. Else SFUMATO_ACTIVATIONS is read."
         ),
     ] = None
 

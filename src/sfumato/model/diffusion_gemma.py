@@ -202,8 +202,9 @@ class DiffusionGemma(nn.Module):
         """Logits [..., V], fp32 and softcapped, of final hidden states [..., D]."""
         cap = self.config.text.final_logit_softcapping
         if self.kernels is not None:
-            written = logits(hidden.flatten(0, -2), self.table, cap, self.kernels)
-            return written.view(*hidden.shape[:-1], -1)
+            flat = hidden.reshape(-1, hidden.shape[-1])
+            written = logits(flat, self.table, cap, self.kernels)
+            return written.view(*hidden.shape[:-1], self.table.n)
         plain = functional.linear(hidden, self.model.decoder.embed_tokens.weight).float()
         return torch.tanh(plain / cap) * cap
 
@@ -359,9 +360,9 @@ class DiffusionGemma(nn.Module):
         Kernels leave out what is improbable (`sfumato.ops.head.gather`).
         """
         if self.kernels is not None:
-            rows = written.flatten(0, -2)
-            soft = gather(rows, self.table, self.embed_factor, self.dtype, self.kernels)
-            return soft.view(*written.shape[:-1], -1)
+            flat = written.reshape(-1, written.shape[-1])
+            soft = gather(flat, self.table, self.embed_factor, self.dtype, self.kernels)
+            return soft.view(*written.shape[:-1], self.table.k)
         weight = self.model.decoder.embed_tokens.weight
         beliefs = torch.softmax(written, dim=-1, dtype=torch.float32)
         return torch.matmul(beliefs.to(weight.dtype), weight) * self.embed_factor

@@ -36,8 +36,9 @@ def use_kernels(network: DiffusionGemma, kernels: Kernels | None) -> dict[str, s
 
     Returns the modules that stay with torch and why, by name. The vision tower always does. What is
     stored in NVFP4 (`network.quantised`) becomes the kernels' (`network.packed`), or is decoded
-    where none serves it; so does an embedding in 8 bits. Raises InputError if kernels are to be
-    given up that alone can read weights; what is returned stays in `network.refused`.
+    where none serves it; so does an embedding in 8 bits. A small model's weights are packed: what
+    is changed in place later is not seen, but by another call of this. Raises InputError if kernels
+    are to be given up that alone can read weights; what is returned stays in `network.refused`.
     """
     refused: dict[str, str] = {}
     unserved = None if kernels is None else _vocabulary_unserved(network)
@@ -46,11 +47,13 @@ def use_kernels(network: DiffusionGemma, kernels: Kernels | None) -> dict[str, s
         _decode_table(network)
     if unserved is not None:
         kernels, refused["embed_tokens"] = None, unserved
+    values = sum(one.numel() for one in network.model.decoder.parameters())
+    copies = 2 * values <= PACKED_BYTES
     for name, module in _parts(network):
         module.kernel = None
         try:
             if kernels is not None:
-                module.kernel = _kernel_for(network, name, module, kernels)
+                module.kernel = _kernel_for(network, name, module, kernels, copies=copies)
         except InputError as reason:
             refused[name] = str(reason)
         _give_up_stored(network, name, decoded=module.kernel is None)
@@ -74,7 +77,7 @@ def narrowed(network: DiffusionGemma) -> bool:
     if kernels is None:
         return False
     weights = [*network.packed.values(), *(() if network.int8_table is None else (network.table,))]
-    return any(kernels.narrows(weight.layout) for weight in weights)
+    return any(kernels.narrows(weight.layout, weight.k) for weight in weights)
 
 
 def _give_up_stored(network: DiffusionGemma, name: str, *, decoded: bool) -> None:
@@ -120,10 +123,9 @@ def _parts(network: DiffusionGemma) -> Iterator[tuple[str, Linear | GatedMLP | E
 class _Weights:
     """A module's weights as kernels read them: its parameters, or what is stored in NVFP4."""
 
-    def __init__(self, network: DiffusionGemma, name: str) -> None:
+    def __init__(self, network: DiffusionGemma, name: str, *, copies: bool) -> None:
         self._stored, self._packed = network.quantised, network.packed
-        values = sum(one.numel() for one in network.model.decoder.parameters())
-        self._copies = 2 * values <= PACKED_BYTES
+        self._copies = copies
         self._stem = f"{_DECODER}{name}."
 
     def _take(self, part: str, make: Callable[..., Weight], *others: str) -> Weight | None:
@@ -150,7 +152,10 @@ class _Weights:
         down = self._take("down_proj", nvfp4)
         if up is None or down is None:
             gate, values = module.gate_up_proj.chunk(2, dim=1)
-            return self._plain(gate, values), self._plain(module.down_proj)
+            plain = self._plain(gate, values), self._plain(module.down_proj)
+            if any(one.layout == "f32_rows" for one in plain):  # one kernel takes both or neither
+                return rows(gate, values), rows(module.down_proj)
+            return plain
         return up, down
 
     def _plain(self, weight: Tensor, values: Tensor | None = None) -> Weight:
@@ -167,10 +172,10 @@ class _Weights:
 
 
 def _kernel_for(
-    network: DiffusionGemma, name: str, module: nn.Module, kernels: Kernels
+    network: DiffusionGemma, name: str, module: nn.Module, kernels: Kernels, *, copies: bool
 ) -> partial[Tensor]:
     """The function that replaces a module's arithmetic. Raises InputError with the reason."""
-    weights, dtype = _Weights(network, name), network.dtype
+    weights, dtype = _Weights(network, name, copies=copies), network.dtype
     if isinstance(module, Linear):
         weight = weights.linear(module)
         _check(linear_op.declines(dtype, weight))

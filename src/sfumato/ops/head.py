@@ -130,7 +130,7 @@ def soft(
 def logits(x: Tensor, table: Weight, cap: float, kernels: Kernels | None = None) -> Tensor:
     """Softcapped logits [R, V], fp32, written out: `scores` at a temperature of 1."""
     if kernels is None:
-        return scores(x, table, cap, torch.ones(x.shape[0]))
+        return scores(x, table, cap, torch.ones(x.shape[0], device=x.device))
     out = torch.empty(x.shape[0], table.n)
     kernels.native.logits(
         kernels.name, give(x.contiguous()), table.native(kernels), cap, give(out), kernels.threads

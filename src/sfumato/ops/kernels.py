@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from sfumato.errors import InputError, UsageError
+from sfumato.quant.narrow import GROUP
 
 REFERENCE = "reference"
 AUTO = "auto"
-INT8 = "int8"
+INT8, EXACT = "int8", "exact"
 _MOST_THREADS = 4096
 
 
@@ -41,7 +42,7 @@ class Kernels:
     """One instruction set's kernels; `name` as `instruction_sets` lists it.
 
     With `narrow` they round activations to 8 bits (`sfumato.quant.narrow`) for weights whose layout
-    `narrows`: twice as fast, and no longer exact.
+    `narrows`: faster, and no longer exact.
     """
 
     name: str
@@ -52,9 +53,9 @@ class Kernels:
         """What reports call them."""
         return f"{self.name}, activations in 8 bits" if self.narrow else self.name
 
-    def narrows(self, layout: str) -> bool:
-        """Whether activations are rounded to 8 bits for weights of this layout."""
-        if not self.narrow:
+    def narrows(self, layout: str, k: int) -> bool:
+        """Whether activations are rounded to 8 bits for weights [.., k] of this layout."""
+        if not self.narrow or k % GROUP:
             return False
         return layout == "nvfp4_rows" or (layout == "i8_rows" and self.multiplies_bytes)
 
@@ -110,12 +111,15 @@ def reason_for_none() -> str | None:
 
 
 def check_activations(asked: str | None) -> bool:
-    """Whether activations are to be in 8 bits. Raises UsageError for another wish than "int8"."""
-    if asked is not None and asked != INT8:
+    """Whether activations are to be in 8 bits: "int8", not so "exact" or None.
+
+    Raises UsageError for another wish.
+    """
+    if asked not in (None, EXACT, INT8):
         raise UsageError(
-            f"activations cannot be {asked[:40]!r}", hint=f"they are {INT8}, or left as they are"
+            f"activations cannot be {asked[:40]!r}", hint=f"they are {INT8} or {EXACT}"
         )
-    return asked is not None
+    return asked == INT8
 
 
 def choose(wanted: str = AUTO, *, narrow: bool = False) -> Kernels | None:

@@ -61,7 +61,7 @@ class Weight:
 
         That for activations in 8 bits is another.
         """
-        narrow = kernels.narrows(self.layout)
+        narrow = kernels.narrows(self.layout, self.k)
         name = "_made_narrow" if narrow else "_made"
         found = self.__dict__.get(name)
         if found is None:

@@ -418,14 +418,7 @@ def load(
     served = chosen is not None and (wanted != AUTO or not exact)
     keep = served and str(device) == "cpu"
     if narrow and not keep:
-        missing = reason_for_none()
-        raise UsageError(
-            "activations in 8 bits are the work of kernels, and none serves here"
-            + (f": {missing}" if missing else ""),
-            hint=""
-            if missing
-            else "leave float32 and other devices out, and kernels at 'auto' or a set's name",
-        )
+        raise _no_kernels()
     network, config = load_network(folder, dtype, device, keep_quantised=keep)
     network.cache_dtype = cache_dtype
     if served:
@@ -435,22 +428,40 @@ def load(
                 f"the kernels for {wanted} cannot serve this model: {'; '.join(refused.values())}",
                 hint="leave kernels to 'auto', or 'reference'",
             )
-    if narrow and network.kernels is None:
-        raise UsageError(
-            f"no kernel serves this model, so its activations cannot be in 8 bits: "
-            f"{'; '.join(network.refused.values())}",
-            hint="leave --dtype to the checkpoint, or activations as they are",
-        )
-    if narrow and not narrowed(network):
-        raise UsageError(
-            "activations in 8 bits need weights in NVFP4, and this model has none",
-            hint="quantise it first: sfumato quantize SRC DST",
-        )
+    if narrow:
+        _check_narrowed(network)
     text = config.text
     if small and text.num_experts * text.moe_intermediate_size <= DENSE_EXPERTS_WIDTH:
         for layer in network.layers:
             layer.experts.mode = "dense"
     return Model(network, load_generation_config(folder, text), folder, _commit_of(folder))
+
+
+def _no_kernels() -> UsageError:
+    """Activations in 8 bits were asked for where no kernels compute."""
+    missing = reason_for_none()
+    return UsageError(
+        "activations in 8 bits are the work of kernels, and none serves here"
+        + (f": {missing}" if missing else ""),
+        hint=""
+        if missing
+        else "leave float32 and other devices out, and kernels at 'auto' or a set's name",
+    )
+
+
+def _check_narrowed(network: DiffusionGemma) -> None:
+    """Raise UsageError if kernels round none of this model's activations to 8 bits."""
+    if network.kernels is None:
+        raise UsageError(
+            f"no kernel serves this model, so its activations cannot be in 8 bits: "
+            f"{'; '.join(network.refused.values())}",
+            hint="leave --dtype to the checkpoint, or activations as they are",
+        )
+    if not narrowed(network):
+        raise UsageError(
+            "activations in 8 bits need weights in NVFP4, and this model has none",
+            hint="quantise it first: sfumato quantize SRC DST",
+        )
 
 
 def _commit_of(folder: Path) -> str | None:

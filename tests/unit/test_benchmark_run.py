@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sfumato.api import load
 from sfumato.benchmark import ceilings, passes, report, timing
 from sfumato.benchmark.ceilings import Ceilings, measure_ceilings
 from sfumato.benchmark.passes import Passes, filled_cache
@@ -18,6 +19,7 @@ from sfumato.benchmark.timing import Effort, measure, watching
 from sfumato.errors import ContextLengthError, UsageError
 from sfumato.kv.cache import KVCache
 from sfumato.model.diffusion_gemma import DiffusionGemma
+from sfumato.ops.kernels import choose
 from tests.helpers import Shape, tiny_config
 
 SHAPE = Shape(pattern="SSF", window=8, canvas=12)
@@ -190,6 +192,14 @@ def test_random_models_are_finite_and_of_the_asked_size(dtype: str) -> None:
     config = model.config
     sizes = bytes_a_value(config, stored_bytes(model.network))
     assert set(sizes.values()) == {4.0 if dtype == "float32" else 2.0}
+
+
+@pytest.mark.skipif(choose() is None, reason="there are no kernels here")
+def test_a_packed_copy_is_what_is_read() -> None:
+    model = load(kernels="auto")
+    sizes = bytes_a_value(model.config, stored_bytes(model.network))
+    assert sizes["experts"] == sizes["dense MLP"] == 2.0
+    assert sizes["head"] == 4.0
 
 
 def test_rows_of_random_matrices_differ() -> None:

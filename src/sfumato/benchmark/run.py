@@ -17,6 +17,7 @@ from sfumato.benchmark.timing import Effort, Timing, measure
 from sfumato.config.model import ModelConfig
 from sfumato.errors import ContextLengthError, UsageError
 from sfumato.model.diffusion_gemma import DiffusionGemma
+from sfumato.model.fast_layer import kernel_weights
 from sfumato.weights.inventory import part_of, take_inventory
 
 CEILINGS, ENCODE, DENOISE, HEAD = "ceilings", "encode", "denoise", "head"
@@ -245,12 +246,26 @@ class _Meter:
 
 
 def stored_bytes(network: DiffusionGemma) -> dict[str, int]:
-    """Bytes in memory of what `network` holds, by part of the inventory."""
+    """Bytes that are read of what `network` holds, by part of the inventory.
+
+    Where kernels took a packed copy, in bf16, they are the copy's.
+    """
     sizes: dict[str, int] = {}
+    packed = _packed(network)
     for name, tensor in _tensors(network):
         part = part_of(name)
-        sizes[part] = sizes.get(part, 0) + tensor.numel() * tensor.element_size()
+        size = 2 if packed and name.startswith(packed) else tensor.element_size()
+        sizes[part] = sizes.get(part, 0) + tensor.numel() * size
     return sizes
+
+
+def _packed(network: DiffusionGemma) -> tuple[str, ...]:
+    """How the names of parameters begin of which kernels hold a packed copy."""
+    return tuple(
+        f"model.decoder.{name}."
+        for name, module in network.model.decoder.named_modules()
+        if any(weight.layout == "bf16_panels" for weight in kernel_weights(module))
+    )
 
 
 def bytes_a_value(config: ModelConfig, stored: dict[str, int]) -> dict[str, float]:

@@ -69,8 +69,12 @@ class FastLayer:
         layer = self._layer
         own = layer.self_attn
         linears = (own.q_proj, own.k_proj, own.v_proj, own.o_proj)
-        parts = [None if one is None else _weights(one) for one in linears]
-        parts += [_weights(layer.mlp), _weights(layer.router.proj), _weights(layer.experts)]
+        parts = [None if one is None else kernel_weights(one) for one in linears]
+        parts += [
+            kernel_weights(layer.mlp),
+            kernel_weights(layer.router.proj),
+            kernel_weights(layer.experts),
+        ]
         if any(part == () for part in parts):
             return None
         weights = [one for part in parts for one in ((None,) if part is None else part)]
@@ -182,7 +186,7 @@ class FastLayer:
         return out
 
 
-def _weights(module: nn.Module) -> tuple[Weight, ...]:
+def kernel_weights(module: nn.Module) -> tuple[Weight, ...]:
     """The weights that a part's kernel was made with; none if it has no kernel."""
     kernel = getattr(module, "kernel", None)
     if not isinstance(kernel, partial):

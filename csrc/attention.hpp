@@ -214,6 +214,40 @@ SFUMATO_INLINE Range rows_range(const Attention& job, const Block& block) {
     return range;
 }
 
+// A row's sums between parts of the slots.
+SFUMATO_INLINE float* state_of(const Attention& job, const Block& block, int64_t i) {
+    const int64_t line = (block.batch * job.heads + head_in(job, block, i)) * job.rows + row_in(job, block, i);
+    return job.state + line * (job.dim + 2);
+}
+
+template <class Kind>
+inline void begin_sums(const Attention& job, const Block& block, const Rooms<Kind>& rooms) {
+    const int64_t dim = job.dim;
+    for (int64_t i = 0; i < block.count; i++) {
+        rooms.most[i] = -INFINITY;
+        rooms.sum[i] = 0;
+    }
+    memset(rooms.mixed, 0, sizeof(float) * block.count * dim);
+    if (!job.state || job.first) return;
+    for (int64_t i = 0; i < block.count; i++) {
+        const float* from = state_of(job, block, i);
+        memcpy(rooms.mixed + i * dim, from, sizeof(float) * dim);
+        rooms.sum[i] = from[dim];
+        rooms.most[i] = from[dim + 1];
+    }
+}
+
+template <class Kind>
+inline void keep_sums(const Attention& job, const Block& block, const Rooms<Kind>& rooms) {
+    const int64_t dim = job.dim;
+    for (int64_t i = 0; i < block.count; i++) {
+        float* to = state_of(job, block, i);
+        memcpy(to, rooms.mixed + i * dim, sizeof(float) * dim);
+        to[dim] = rooms.sum[i];
+        to[dim + 1] = rooms.most[i];
+    }
+}
+
 template <class Kind>
 inline void run_block(const Attention& job, const Block& block, const Span& span,
                       const Rooms<Kind>& rooms) {
@@ -228,10 +262,8 @@ inline void run_block(const Attention& job, const Block& block, const Span& span
         else
             for (int64_t d = 0; d < dim; d += kLanes)
                 store(rooms.queries + i * lda + d, widened(from, job.bf16, d));
-        rooms.most[i] = -INFINITY;
-        rooms.sum[i] = 0;
     }
-    memset(rooms.mixed, 0, sizeof(float) * block.count * dim);
+    begin_sums(job, block, rooms);
     const Range rows = rows_range(job, block);
     for (int64_t at = span.begin, lead = span.lead; at < span.end; lead = 0) {
         const int64_t left = span.end - at, room = kGroup - lead;
@@ -242,6 +274,10 @@ inline void run_block(const Attention& job, const Block& block, const Span& span
         }
         if (slots.seen != Seen::nothing) take_slots<Kind>(job, block, slots, lda, rooms);
         at += slots.count;
+    }
+    if (job.state && !job.last) {
+        keep_sums(job, block, rooms);
+        return;
     }
     for (int64_t i = 0; i < block.count; i++) {
         const int64_t place =

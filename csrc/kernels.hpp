@@ -148,6 +148,11 @@ struct Attention {
     const int32_t* groups;                      // [batch, rows], below 0: in none; or null
     int32_t window;
     bool aligned;  // groups of slots begin at places that are multiples of 64, not at the first seen
+    // Where slots come in parts, without places: what a row's sums are after a part, [batch, heads, rows,
+    // dim + 2]: weighted values, sum, maximum. The first part ignores what it finds there, the last alone
+    // writes `out`. With parts that are multiples of 64 the bits are those of one call.
+    float* state;
+    bool first, last;
     void* out;                // [batch, rows, heads, dim], without gaps
     int threads;
 };

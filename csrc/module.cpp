@@ -221,7 +221,7 @@ void strides_of(const Array& a, int64_t* strides) {
 void run_attention(const std::string& set, const Array& queries, const Array& keys, const Array& values,
                    const std::optional<Array>& query_places, const std::optional<Array>& slot_places,
                    const std::optional<Array>& groups, int64_t window, bool aligned, const Array& out,
-                   int threads) {
+                   int threads, const std::optional<Array>& state, bool first, bool last) {
     const Array* each[4] = {&queries, &keys, &values, &out};
     for (const Array* a : each) {
         need(a->ndim() == 4 && a->dtype() == queries.dtype(), "all must be [., ., ., dim] of one dtype");
@@ -261,6 +261,12 @@ void run_attention(const std::string& set, const Array& queries, const Array& ke
         job.aligned = aligned;
     }
     need(!groups || slot_places, "groups belong to places");
+    need(!state || !slot_places, "slots in parts have no places");
+    if (state)
+        job.state = const_cast<float*>(table_of<float>(*state, "state", job.batch * job.heads * job.rows,
+                                                       job.dim + 2));
+    job.first = first;
+    job.last = last;
     if (groups) job.groups = table_of<int32_t>(*groups, "groups", job.batch, job.rows);
     job.out = const_cast<void*>(out.data());
     job.threads = threads_of(threads);
@@ -337,5 +343,6 @@ NB_MODULE(_kernels, module) {
     module.def("attention", run_attention, nb::arg("set"), nb::arg("queries"), nb::arg("keys"),
                nb::arg("values"), nb::arg("query_places").none(), nb::arg("slot_places").none(),
                nb::arg("groups").none(), nb::arg("window"), nb::arg("aligned"), nb::arg("out"),
-               nb::arg("threads"));
+               nb::arg("threads"), nb::arg("state").none() = nb::none(), nb::arg("first") = true,
+               nb::arg("last") = true);
 }

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sfumato.ops import attention as attention_op
 from sfumato.ops import norm as norm_op
-from sfumato.ops.attention import attention
+from sfumato.ops.attention import attention, attention_in_parts
 from sfumato.ops.kernels import Kernels, give
 from sfumato.ops.norm import heads, norm
 from sfumato.ops.visibility import Canvas, Causal
@@ -264,3 +264,28 @@ def test_reasons_to_decline() -> None:
     assert attention_op.declines(torch.float32, 32) is None
     assert "multiple of 16" in str(attention_op.declines(torch.float32, 24))
     assert "float16" in str(attention_op.declines(torch.float16, 32))
+
+
+@given(shapes, st.sampled_from(DTYPES), st.sampled_from([64, 128, 1024]), st.integers(0, 99))
+@many
+def test_slots_in_parts_have_the_bits_of_all_at_once(
+    kernels: Kernels,
+    shape: tuple[int, tuple[int, int], int, int, int],
+    dtype: torch.dtype,
+    length: int,
+    seed: int,
+) -> None:
+    queries, keys, values = _qkv(shape, dtype, seed)
+    parts = list(zip(keys.split(length, dim=2), values.split(length, dim=2), strict=True))
+    whole = attention(queries, keys, values, None, kernels)
+    assert torch.equal(attention_in_parts(queries, iter(parts), kernels), whole)
+    plain = attention(queries, keys, values)
+    torch.testing.assert_close(attention_in_parts(queries, iter(parts)), plain, rtol=0, atol=0)
+
+
+def test_parts_of_a_wrong_state_are_refused(kernels: Kernels) -> None:
+    queries, keys, values = _qkv((1, (2, 1), 3, 70, 16), torch.float32, 1)
+    out = torch.empty(1, 3, 2, 16)
+    given_ = (give(queries), give(keys), give(values), None, None, None, 1, False, give(out), 1)
+    with pytest.raises(ValueError, match="state has the wrong shape"):
+        kernels.native.attention(kernels.name, *given_, give(torch.empty(6, 16)))

@@ -56,3 +56,19 @@ def test_bits_do_not_hang_on_the_passes(
         assert torch.equal(again[seen], hidden[seen])
         canvas = ids[:, :12]
         assert torch.equal(net.denoise(canvas, split), net.denoise(canvas, cache))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bits_do_not_hang_on_the_parts(
+    kernels: Kernels, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Derived keys in parts of 64 slots, all at once, and held: one canvas, the same bits."""
+    ids = torch.randint(3, 90, (2, 200), generator=torch.Generator().manual_seed(4))
+    found = []
+    for derived_bytes, part in ((1 << 28, 1 << 15), (0, 1 << 15), (0, 64)):
+        monkeypatch.setattr("sfumato.model.derived.PART", part)
+        net = network(kernels, dtype, derived_bytes)
+        with torch.inference_mode():
+            found.append(net.denoise(ids[:, :12], net.encode(ids)))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[1], found[2])

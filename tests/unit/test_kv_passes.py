@@ -17,7 +17,7 @@ from sfumato.api import Mode, Model
 from sfumato.config.generation import GenerationConfig
 from sfumato.kv.cache import DERIVED_BYTES, Fresh, KVCache
 from sfumato.model.attention import Attention
-from sfumato.model.derived import derived
+from sfumato.model.derived import derived_parts
 from sfumato.model.diffusion_gemma import DiffusionGemma
 from tests.helpers import Shape, randomise, tiny_config
 from tests.plain_cache import PlainCache, PlainNetwork, plain_twin
@@ -204,7 +204,16 @@ def test_derived_keys_and_values_are_the_stored_ones(dtype: torch.dtype) -> None
         rope = net.config.text.rope_full
         for head in range(2):
             fresh = Fresh(none, none, none)
-            keys, values = derived(attention, fresh, cache, layer, head, rope)
+            found = [
+                list(derived_parts(attention, fresh, cache, layer, head, rope, length))
+                for length in (10_000, 64, 131)
+            ]
+            joined = [
+                [torch.cat(one, dim=2) for one in zip(*parts, strict=True)] for parts in found
+            ]
+            [keys, values], *others = joined
+            assert all(torch.equal(k, keys) and torch.equal(v, values) for k, v in others)
+            assert [len(parts) for parts in found] == [1, 11, 6]
             ulp = {torch.float32: 1e-6, torch.bfloat16: 2.0**-7}[dtype]
             for one, kept in ((keys, plain.keys[layer]), (values, plain.values[layer])):
                 mine = kept[:, head : head + 1]

@@ -6,7 +6,7 @@ value projection; their values are the normalised outputs of the key projection.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -20,6 +20,7 @@ from sfumato.ops.visibility import Visibility
 
 # Queries, keys, values and who sees whom to mixed values, as `Attention.mix`.
 MixKernel = Callable[[Tensor, Tensor, Tensor, Visibility | None], Tensor]
+PartsKernel = Callable[[Tensor, Iterable[tuple[Tensor, Tensor]]], Tensor]
 # Raw keys [B, N, S, H] and rotary tables to keys and values of that shape.
 DeriveKernel = Callable[[Tensor, tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]
 
@@ -27,10 +28,12 @@ DeriveKernel = Callable[[Tensor, tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]
 class Attention(nn.Module):
     """The attention weights of one layer, used by encode and denoise alike.
 
-    `kernel`, if set, computes `mix`; `derive_kernel` keys and values from cached raw keys.
+    `kernel`, if set, computes `mix`, and `parts_kernel` the same where all see all and slots come
+    in parts; `derive_kernel` keys and values from cached raw keys.
     """
 
     kernel: MixKernel | None = None
+    parts_kernel: PartsKernel | None = None
     derive_kernel: DeriveKernel | None = None
 
     def __init__(self, config: TextConfig, layer: LayerConfig) -> None:

@@ -7,6 +7,7 @@ step; what it chains is what is composed here, to the bit.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,7 +19,7 @@ from sfumato.kv.cache import Fresh
 from sfumato.model.attention import Attention
 from sfumato.model.layer import Layer
 from sfumato.model.norm import RMSNorm
-from sfumato.ops.attention import attention
+from sfumato.ops.attention import attention, attention_in_parts
 from sfumato.ops.kernels import Kernels, give
 from sfumato.ops.norm import heads, norm
 from sfumato.ops.route import route
@@ -152,6 +153,10 @@ class FastLayer:
     ) -> Tensor:
         """Weighted values [B, N, S, H], as `Attention.mix`."""
         return attention(queries, keys, values, sight, self.kernels).transpose(1, 2)
+
+    def mix_parts(self, queries: Tensor, parts: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+        """`mix` where all see all, over keys and values that come in parts."""
+        return attention_in_parts(queries, parts, self.kernels).transpose(1, 2)
 
     def finish(self, x: Tensor, mixed: Tensor, scalar: Tensor) -> Tensor:
         """The layer's output [B, S, D]; `scalar` has one element."""

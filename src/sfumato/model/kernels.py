@@ -60,11 +60,13 @@ def use_kernels(network: DiffusionGemma, kernels: Kernels | None) -> dict[str, s
     for index, layer in enumerate(network.layers):
         layer.fast = None if kernels is None else FastLayer(layer, kernels)
         layer.self_attn.kernel, layer.self_attn.derive_kernel = None, None
+        layer.self_attn.parts_kernel = None
         if layer.fast is not None:
             layer.self_attn.derive_kernel = layer.fast.derive
             declined = attention_op.declines(network.dtype, layer.self_attn.head_dim)
             if declined is None:
                 layer.self_attn.kernel = layer.fast.mix
+                layer.self_attn.parts_kernel = layer.fast.mix_parts
             else:
                 refused[f"layers.{index}.self_attn"] = declined
     network.kernels, network.refused = kernels, refused

@@ -9,6 +9,8 @@ row's bits do not hang on the pass that it comes in.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -57,6 +59,48 @@ def attention(
         kernels.threads,
     )
     return out
+
+
+def attention_in_parts(
+    queries: Tensor, parts: Iterable[tuple[Tensor, Tensor]], kernels: Kernels | None = None
+) -> Tensor:
+    """`attention` without `sight` over keys and values that come one part after the other.
+
+    A part is gone before the next is made, so that memory does not grow with the slots. With parts
+    of which all but the last are multiples of 64 slots, the bits are those of one call.
+    """
+    if kernels is None:
+        keys, values = zip(*parts, strict=True)
+        return reference(queries, torch.cat(keys, dim=2), torch.cat(values, dim=2))
+    batch, count, length, dim = queries.shape
+    out = queries.new_empty(batch, length, count, dim)
+    state = torch.empty(batch * count * length, dim + 2)
+    held, first = None, True
+    for part in parts:
+        if held is not None:
+            _part(queries, held, out, state, kernels, first=first, last=False)
+            first = False
+        held = part
+        del part
+    assert held is not None, "there are no slots"
+    _part(queries, held, out, state, kernels, first=first, last=True)
+    return out
+
+
+def _part(
+    queries: Tensor,
+    part: tuple[Tensor, Tensor],
+    out: Tensor,
+    state: Tensor,
+    kernels: Kernels,
+    *,
+    first: bool,
+    last: bool,
+) -> None:
+    given = (give(queries), give(part[0]), give(part[1]), None, None, None, 1, False, give(out))
+    kernels.native.attention(
+        kernels.name, *given, kernels.threads, give(state), first=first, last=last
+    )
 
 
 def reference(

@@ -50,12 +50,17 @@ inline void transpose(const uint32_t* const* rows, int64_t count, uint32_t* to) 
         for (int j = 0; j < kPanel; j++) memcpy(&to[i * kPanel + j], (const char*)(rows[j] + i), 4);
 }
 
-// Eight-bit values of 16 rows as bf16, which holds them exactly.
-inline void widen_bytes(const uint8_t* const* rows, int64_t begin, int64_t count, uint32_t* to) {
+// The same of bytes: words of four, those that are whole.
+inline void transpose_bytes(const uint8_t* const* rows, int64_t begin, int64_t count, uint32_t* to) {
     const uint32_t* words[kPanel];
     for (int j = 0; j < kPanel; j++) words[j] = (const uint32_t*)(rows[j] + begin);
+    transpose(words, count / 4, to);
+}
+
+// Eight-bit values of 16 rows as bf16, which holds them exactly.
+inline void widen_bytes(const uint8_t* const* rows, int64_t begin, int64_t count, uint32_t* to) {
     uint32_t room[kRun / 4 * kPanel];
-    transpose(words, count / 4, room);
+    transpose_bytes(rows, begin, count, room);
     for (int64_t word = 0; word < count / 4; word++)
         for (int lane = 0; lane < kPanel; lane += kLanes) {
             const vi four = load<vi>(room + word * kPanel + lane);
@@ -75,10 +80,8 @@ inline void widen_bytes(const uint8_t* const* rows, int64_t begin, int64_t count
 // The same as codes raised by 128, [k / 16][4 words of four k][16], and no scales: a panel's groups are
 // kCodeGroup words apart.
 inline void raise_bytes(const uint8_t* const* rows, int64_t begin, int64_t count, uint32_t* to) {
-    const uint32_t* words[kPanel];
-    for (int j = 0; j < kPanel; j++) words[j] = (const uint32_t*)(rows[j] + begin);
     uint32_t room[kRun / 4 * kPanel];
-    transpose(words, count / 4, room);
+    transpose_bytes(rows, begin, count, room);
     for (int64_t group = 0; group < count / 16; group++)
         for (int i = 0; i < 4 * kPanel; i += kLanes)
             store(to + group * kCodeGroup + i, load<vu>(room + group * 4 * kPanel + i) ^ 0x80808080u);

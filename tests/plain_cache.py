@@ -131,7 +131,7 @@ class PlainNetwork(DiffusionGemma):
         sliding = tuple(layer.is_sliding for layer in text.layers)
         return cast(KVCache, PlainCache(sliding, text.sliding_window))
 
-    def _encode_pass(
+    def encode_pass(
         self, input_ids: Tensor, real: Tensor, cache: KVCache, soft_tokens: Tensor | None
     ) -> Tensor:
         plain = cast(PlainCache, cache)

@@ -68,6 +68,41 @@ def test_the_embedding_in_8_bits(sfumato: Program, tiny: Path, tmp_path: Path) -
     assert (wrong.code, (tmp_path / "r").exists()) == (2, False)
 
 
+def test_calibrated_by_a_task_and_a_file(sfumato: Program, tiny: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.jsonl"
+    own.write_text('{"prompt": "Hello there"}\n{"prompt": "Two"}\n')
+    how = (*KEEP, "--calibrate", "units", "--calibrate", own, "--calibration-prompts", "2")
+    report = json.loads(sfumato("quantize", tiny, tmp_path / "q", *how, "--json").out)
+    part = report["parts"]["attention"]
+    assert part["outputs_relative_error"] < part["outputs_relative_error_uncalibrated"]
+    assert "outputs_relative_error" not in report["parts"]["experts"]
+    table = sfumato("quantize", tiny, tmp_path / "r", *how).out.splitlines()
+    assert table[0].split("  ")[-1] == "uncalibrated"
+    attention = next(line for line in table if line.startswith("attention"))
+    assert attention.split()[-2] == f"{part['outputs_relative_error']:.2%}"
+    same = [path.read_bytes() for path in sorted((tmp_path / "q").iterdir())]
+    assert [path.read_bytes() for path in sorted((tmp_path / "r").iterdir())] == same
+    assert sfumato("ask", "-m", tmp_path / "q", "hi").code == 0
+
+
+def test_calibration_that_cannot_be(sfumato: Program, tiny: Path, tmp_path: Path) -> None:
+    dest, short = tmp_path / "q", tmp_path / "short.jsonl"
+    short.write_text('{"prompt": "One"}\n')
+    for how, why, code in (
+        (("--calibration-prompts", "3"), "for --calibrate", 2),
+        (("--calibration-seed", "3"), "for --calibrate", 2),
+        (("--calibrate", "poetry"), "no task 'poetry'", 2),
+        (("--calibrate", tmp_path / "none.jsonl"), "cannot be read", 1),
+        (("--calibrate", short, "--calibration-prompts", "2"), "holds 1 prompts, not 2", 1),
+        (("--calibrate", "units", "--calibration-prompts", "0"), "", 2),
+    ):
+        assert why in sfumato.refuses("quantize", tiny, dest, *KEEP, *how, code=code)
+    short.write_text('{"promt": "One"}\n')
+    refused = sfumato.refuses("quantize", tiny, dest, *KEEP, "--calibrate", short, code=1)
+    assert "line 1 has an unknown field 'promt'" in refused
+    assert not dest.exists()
+
+
 def test_show_says_how_it_is_stored(sfumato: Program, tiny: Path, quantised: Path) -> None:
     report = json.loads(sfumato("show", quantised, "--json").out)
     assert report["quantisation"]["format"] == "nvfp4"

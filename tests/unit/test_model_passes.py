@@ -88,7 +88,7 @@ def test_a_pass_that_fails_leaves_the_cache_as_it_was(monkeypatch: pytest.Monkey
     cache = net.encode(ids[:, :5])
     before = cache.fork()
     passes = 0
-    plain = DiffusionGemma._encode_pass
+    plain = DiffusionGemma.encode_pass
 
     def failing(self: DiffusionGemma, *arguments: Any) -> Tensor:
         nonlocal passes
@@ -97,7 +97,7 @@ def test_a_pass_that_fails_leaves_the_cache_as_it_was(monkeypatch: pytest.Monkey
             raise MemoryError
         return plain(self, *arguments)
 
-    monkeypatch.setattr(DiffusionGemma, "_encode_pass", failing)
+    monkeypatch.setattr(DiffusionGemma, "encode_pass", failing)
     with pytest.raises(MemoryError):
         net.encode(ids, cache)
     assert passes == 3

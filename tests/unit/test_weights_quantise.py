@@ -23,6 +23,8 @@ from sfumato.quant.int8 import decode as decode_rows
 from sfumato.quant.int8 import quantise_rows
 from sfumato.quant.nvfp4 import FOUR_OVER_SIX, MODELOPT, Nvfp4Tensor, decode, is_from, quantise
 from sfumato.weights import quantise as module
+from sfumato.weights import quantise_check as check_module
+from sfumato.weights import quantise_source as source_module
 from sfumato.weights.export import export
 from sfumato.weights.files import INDEX, SINGLE, WeightFiles
 from sfumato.weights.loader import DTYPES, load_network
@@ -239,13 +241,13 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, shards: int, error: BaseExc
     real = module._write_shard
     done = 0
 
-    def write(path: Path, jobs: Sequence[Job], source: Any) -> None:
+    def write(path: Path, jobs: Sequence[Job], source: Any, digests: Path | None) -> None:
         nonlocal done
         if done == shards:
             path.with_suffix(".part").write_bytes(b"half of a file")
             raise error
         done += 1
-        real(path, jobs, source)
+        real(path, jobs, source, digests)
 
     monkeypatch.setattr(module, "_write_shard", write)
 
@@ -307,7 +309,7 @@ def test_what_reads_back_wrong_is_an_error(
         stored.packed[0, 0] ^= 1
         return stored
 
-    monkeypatch.setattr(module, "quantise", wrong)
+    monkeypatch.setattr(source_module, "quantise", wrong)
     with pytest.raises(CheckpointError, match="does not read back as it was written"):
         quantise_checkpoint(source, tmp_path / "q")
     assert list(tmp_path.iterdir()) == []
@@ -326,7 +328,7 @@ def test_a_copy_that_differs_is_an_error(
         held[entry.start if place == 0 else entry.stop - 1] ^= 1
         path.write_bytes(held)
 
-    monkeypatch.setattr(module, "_COMPARED", 100)
+    monkeypatch.setattr(check_module, "_COMPARED", 100)
     quantise_checkpoint(source, tmp_path / "right")
     monkeypatch.setattr(module, "write_safetensors", wrong)
     with pytest.raises(CheckpointError, match="does not read back as it was written"):

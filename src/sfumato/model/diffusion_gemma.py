@@ -260,7 +260,7 @@ class DiffusionGemma(nn.Module):
             soft = None
             if soft_tokens is not None:
                 soft = soft_tokens[numbers[:, part][images[:, part]]]
-            hidden.append(self._encode_pass(input_ids[:, part], real[:, part], grown, soft))
+            hidden.append(self.encode_pass(input_ids[:, part], real[:, part], grown, soft))
             start = end
         cache.take(grown)
         return hidden[0] if len(hidden) == 1 else torch.cat(hidden, dim=1), cache
@@ -289,7 +289,7 @@ class DiffusionGemma(nn.Module):
             cuts.append(end)
         return cuts
 
-    def _encode_pass(
+    def encode_pass(
         self, input_ids: Tensor, real: Tensor, cache: KVCache, soft_tokens: Tensor | None
     ) -> Tensor:
         """The final hidden states [B, S, D] of `input_ids` [B, S], which join `cache`."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from sfumato.errors import EvaluationError, InputError
 from sfumato.tasks.base import Example
@@ -44,7 +46,22 @@ def write_heldout(path: str | Path, task: str, n: int, seed: int) -> None:
 
 def read_examples(path: str | Path) -> list[Example]:
     """Read such a file, one's own included; `detail` may be absent. Errors name the line."""
-    path = Path(path)
+    examples = [_parsed(row, where) for row, where in _rows(Path(path))]
+    if not examples:
+        raise EvaluationError(f"{path} holds no example")
+    return examples
+
+
+def read_prompts(path: str | Path) -> list[str]:
+    """The prompts of such a file, in which all other fields may be absent. Errors name the line."""
+    prompts = [_text(row, "prompt", where) for row, where in _rows(Path(path))]
+    if not prompts:
+        raise EvaluationError(f"{path} holds no prompt")
+    return prompts
+
+
+def _rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    """The objects of a file, and where each stands."""
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
@@ -54,16 +71,13 @@ def read_examples(path: str | Path) -> list[Example]:
         lines = data.decode("utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise EvaluationError(f"{path} cannot be read: {error}") from error
-    examples = []
     for number, line in enumerate(lines, 1):
         if line.strip():
-            examples.append(_parsed(line, f"{path}, line {number}"))
-    if not examples:
-        raise EvaluationError(f"{path} holds no example")
-    return examples
+            where = f"{path}, line {number}"
+            yield _object(line, where), where
 
 
-def _parsed(line: str, where: str) -> Example:
+def _object(line: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -72,12 +86,21 @@ def _parsed(line: str, where: str) -> Example:
         raise EvaluationError(f"{where} is not a JSON object")
     if unknown := sorted(set(row) - {"task", "prompt", "answer", "detail"}):
         raise EvaluationError(f"{where} has an unknown field {unknown[0]!r}")
-    for key in ("task", "prompt", "answer"):
-        if not isinstance(row.get(key), str) or not row[key]:
-            raise EvaluationError(f"{where} needs a text under {key!r}")
-        if any("\ud800" <= character <= "\udfff" for character in row[key]):
-            raise EvaluationError(f"{where} has half a character (a surrogate) under {key!r}")
+    return row
+
+
+def _text(row: dict[str, Any], key: str, where: str) -> str:
+    text = row.get(key)
+    if not isinstance(text, str) or not text:
+        raise EvaluationError(f"{where} needs a text under {key!r}")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise EvaluationError(f"{where} has half a character (a surrogate) under {key!r}")
+    return text
+
+
+def _parsed(row: dict[str, Any], where: str) -> Example:
+    task, prompt, answer = (_text(row, key, where) for key in ("task", "prompt", "answer"))
     detail = row.get("detail", {})
     if not isinstance(detail, dict):
         raise EvaluationError(f"{where}: 'detail' is not an object")
-    return Example(row["task"], row["prompt"], row["answer"], detail)
+    return Example(task, prompt, answer, detail)

@@ -15,33 +15,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch
-from torch import Tensor
-
 from sfumato.config.checkpoint_file import is_there
 from sfumato.config.json_file import read_json
+from sfumato.config.model import ModelConfig
 from sfumato.config.parse import load_config
 from sfumato.config.quantisation import FIELD, FILE, load_quantisation
-from sfumato.errors import CheckpointError, ConfigError, InputError, QuantisationError
-from sfumato.quant.int8 import Int8Tensor, quantise_rows
-from sfumato.quant.int8 import is_from as rows_are_from
-from sfumato.quant.nvfp4 import (
-    FOUR_OVER_SIX,
-    SMALLEST_TENSOR_SCALE,
-    Nvfp4Tensor,
-    ScaleRule,
-    decode,
-    is_from,
-    largest_of,
-    quantise,
-    tensor_scale_of,
-)
+from sfumato.errors import CheckpointError, ConfigError, InputError
+from sfumato.quant.nvfp4 import FOUR_OVER_SIX, ScaleRule
 from sfumato.weights.disk import copy_file, settle, settle_folder, write_json
 from sfumato.weights.files import INDEX, SINGLE, WeightFiles
-from sfumato.weights.finite import check_finite
-from sfumato.weights.inventory import PARTS, part_of
+from sfumato.weights.inventory import PARTS
 from sfumato.weights.loader import build_on_meta
+from sfumato.weights.moments import Moments
 from sfumato.weights.names import assign_names
+from sfumato.weights.quantise_check import PartReport, check_shard
 from sfumato.weights.quantise_plan import (
     Job,
     choose,
@@ -50,31 +37,24 @@ from sfumato.weights.quantise_plan import (
     kept_modules,
     plan_jobs,
 )
-from sfumato.weights.safetensors_reader import SafetensorsFile
+from sfumato.weights.quantise_source import Source, tensors
 from sfumato.weights.safetensors_writer import UNFINISHED, write_safetensors
 
 MAX_SHARD_BYTES = 5_000_000_000
 _PLAN = "plan.json"
-_COMPARED = 1 << 26  # bytes of a copy compared at once
+_MOMENTS = "moments"
 
 
-@dataclass
-class PartReport:
-    """What became of one part of the model, in values, bytes and squared sums."""
+@dataclass(frozen=True)
+class Calibration:
+    """Where the moments of a network's inputs come from.
 
-    values: int = 0
-    quantised: int = 0
-    bytes_before: int = 0
-    bytes_after: int = 0
-    squares: float = 0.0
-    squared_error: float = 0.0
+    `note` runs the network on something and has them noted. `identity`, JSON values, tells runs
+    with another something apart.
+    """
 
-    @property
-    def relative_error(self) -> float | None:
-        """The root of the squared error over the squared weights; None where all was kept."""
-        if not self.quantised:
-            return None
-        return float((self.squared_error / self.squares) ** 0.5) if self.squares else 0.0
+    identity: Mapping[str, Any]
+    note: Callable[[Moments], None]
 
 
 @dataclass
@@ -89,49 +69,6 @@ class Report:
     )
 
 
-class _Source:
-    """The source's tensors, and the tensor scales that families of matrices share."""
-
-    def __init__(self, files: WeightFiles, jobs: Sequence[Job], rule: ScaleRule) -> None:
-        self.files = files
-        self.rule = rule
-        self._families: dict[str, list[Job]] = {}
-        self._scales: dict[str, Tensor] = {}
-        for job in jobs:
-            if job.quantised:
-                self._families.setdefault(job.family, []).append(job)
-
-    def weight(self, job: Job) -> Tensor:
-        """The matrix of a job [N, K], or its whole tensor, in place."""
-        tensor = self.files.tensor(job.source)
-        if not job.quantised:
-            return tensor
-        return tensor.view(job.count, -1, tensor.shape[-1])[job.index]
-
-    def rows(self, job: Job) -> Int8Tensor:
-        """The job's matrix in 8 bits. Raises CheckpointError, naming the tensor."""
-        try:
-            return quantise_rows(self.weight(job))
-        except QuantisationError as problem:
-            raise CheckpointError(f"{self.files.folder}: {job.source} {problem.message}") from None
-
-    def tensor_scale(self, job: Job) -> Tensor:
-        """The tensor scale of the job's family. Raises CheckpointError, naming the tensor."""
-        if job.family not in self._scales:
-            scales = [self._scale_alone(one) for one in self._families[job.family]]
-            self._scales[job.family] = torch.stack(scales).max()
-        return self._scales[job.family]
-
-    def _scale_alone(self, job: Job) -> Tensor:
-        largest = largest_of(self.weight(job))
-        if not largest:  # a matrix of zeros takes any scale: let the others of its family decide
-            return torch.tensor(SMALLEST_TENSOR_SCALE)
-        try:
-            return tensor_scale_of(largest, self.rule)
-        except QuantisationError as problem:
-            raise CheckpointError(f"{self.files.folder}: {job.source} {problem.message}") from None
-
-
 def quantise_checkpoint(
     source: str | Path,
     folder: str | Path,
@@ -141,6 +78,7 @@ def quantise_checkpoint(
     rule: ScaleRule = FOUR_OVER_SIX,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     extra_files: Mapping[str, Path] | None = None,
+    calibration: Calibration | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Report:
     """Write the checkpoint in `source` into `folder`, with its text matrices in ModelOpt's NVFP4.
@@ -150,10 +88,13 @@ def quantise_checkpoint(
     bits with `int8_embedding`. `extra_files` maps names of files
     beside the weights to where they are copied from. Memory for one tensor is needed.
 
-    Every file is read back: codes must be the nearest, scales the rule's, copies equal to the
-    byte. Raises InputError for settings that cannot be or a folder that is taken, ConfigError or
-    CheckpointError for a source that cannot be read or is not all numbers, a full disk, or a file
-    that reads back wrong.
+    With `calibration` errors make up for each other under the inputs that it notes; its moments
+    lie beside the files while they are written.
+
+    Every file is read back: codes must be the nearest, or those that calibration led to, scales the
+    rule's, copies equal to the byte. Raises InputError for settings that cannot be or a folder that
+    is taken, ConfigError or CheckpointError for a source that cannot be read or is not all numbers,
+    a full disk, or a file that reads back wrong.
     """
     source, folder = Path(source), Path(folder).absolute()
     if max_shard_bytes < 1:
@@ -176,32 +117,47 @@ def quantise_checkpoint(
         "keep": sorted(keep),
         "int8_embedding": int8_embedding,
         "rule": repr(rule),
+        "calibration": None if calibration is None else dict(calibration.identity),
         "shards": [[one.name for job in shard for one in job.written] for shard in shards],
     }
     report = Report(folder, len(shards))
     kept = kept_modules(expected, chosen, int8_embedding=int8_embedding)
-    field_of_config, beside = description(kept, int8_embedding=int8_embedding)
     try:
         with _aside(folder, plan) as aside:
             _check_space(aside, jobs)
-            _write_shards(aside, shards, _Source(files, jobs, rule), report, progress)
-            original = read_json(source / "config.json") | {FIELD: field_of_config}
-            write_json(aside / "config.json", original)
-            write_json(aside / FILE, beside)
+            moments = None if calibration is None else _noted(aside, config, calibration, progress)
+            own = Source(files, jobs, rule, moments)
+            _write_shards(aside, shards, own, report, progress)
+            _describe(aside, source, kept, int8_embedding=int8_embedding)
             for name, path in (extra_files or {}).items():
                 copy_file(path, aside / name)
-            (aside / _PLAN).unlink()
-            settle_folder(aside)
-            if is_there(folder):
-                folder.rmdir()  # it was empty, and stays if it no longer is
-            aside.rename(folder)
-            settle_folder(folder.parent)
+            _give_name(aside, folder)
     except OSError as problem:
         raise CheckpointError(
             f"{folder}: not written: {problem.strerror or problem}",
             hint="what is finished is kept: the same command goes on from there",
         ) from None
     return report
+
+
+def _describe(aside: Path, source: Path, kept: Sequence[str], *, int8_embedding: bool) -> None:
+    """Both of ModelOpt's files that say what is quantised."""
+    field_of_config, beside = description(kept, int8_embedding=int8_embedding)
+    original = read_json(source / "config.json") | {FIELD: field_of_config}
+    write_json(aside / "config.json", original)
+    write_json(aside / FILE, beside)
+
+
+def _give_name(aside: Path, folder: Path) -> None:
+    """The finished folder's own name, without what only the work needed."""
+    if is_there(aside / _MOMENTS):
+        shutil.rmtree(aside / _MOMENTS)
+    (aside / _PLAN).unlink()
+    settle_folder(aside)
+    if is_there(folder):
+        folder.rmdir()  # it was empty, and stays if it no longer is
+    aside.rename(folder)
+    settle_folder(folder.parent)
 
 
 def _check_places(source: Path, folder: Path) -> None:
@@ -251,7 +207,8 @@ def _aside(folder: Path, plan: Mapping[str, Any]) -> Iterator[Path]:
         try:
             yield aside
         except BaseException:
-            if not any(aside.glob("*.safetensors")):  # nothing to go on from
+            if not (any(aside.glob("*.safetensors")) or Moments.finished_in(aside / _MOMENTS)):
+                # nothing to go on from
                 shutil.rmtree(aside, ignore_errors=True)
             raise
 
@@ -284,10 +241,25 @@ def _check_space(aside: Path, jobs: Sequence[Job]) -> None:
         )
 
 
+def _noted(
+    aside: Path, config: ModelConfig, calibration: Calibration, progress: Callable[[str], None]
+) -> Moments:
+    """The moments of the inputs: noted now, or by an earlier run."""
+    moments = Moments(aside / _MOMENTS, config)
+    if Moments.finished_in(moments.folder):
+        moments.resume()
+        return moments
+    progress("calibrating")
+    moments.begin()
+    calibration.note(moments)
+    moments.finish()
+    return moments
+
+
 def _write_shards(
     aside: Path,
     shards: Sequence[Sequence[Job]],
-    source: _Source,
+    source: Source,
     report: Report,
     progress: Callable[[str], None],
 ) -> None:
@@ -296,22 +268,23 @@ def _write_shards(
         several = len(shards) > 1
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if several else SINGLE
         path = aside / name
+        digests = None if source.moments is None else aside / _MOMENTS / f"{name}.json"
         parts = None
         if is_there(path):
             progress(f"checking {name}")
-            parts = _check_shard(path, jobs, source)
+            parts = check_shard(path, jobs, source, digests)
             report.reused += parts is not None
         if parts is None:
             progress(f"writing {name}")
-            _write_shard(path, jobs, source)
-            parts = _check_shard(path, jobs, source)
+            _write_shard(path, jobs, source, digests)
+            parts = check_shard(path, jobs, source, digests)
         if parts is None:
             path.unlink()
             raise CheckpointError(
                 f"{path}: does not read back as it was written", hint="is the disk sound?"
             )
         for part, sums in parts.items():
-            _add(report.parts[part], sums)
+            report.parts[part].add(sums)
         weight_map.update(dict.fromkeys((w.name for job in jobs for w in job.written), name))
     if len(shards) > 1:
         total = sum(job.size for jobs in shards for job in jobs)
@@ -324,110 +297,10 @@ def _write_shards(
             path.unlink(missing_ok=True)
 
 
-def _write_shard(path: Path, jobs: Sequence[Job], source: _Source) -> None:
-    """Write one safetensors file, a tensor at a time."""
+def _write_shard(path: Path, jobs: Sequence[Job], source: Source, digests: Path | None) -> None:
+    """Write one safetensors file, a tensor at a time, and what tells that it is right."""
     entries = [one for job in jobs for one in job.written]
-    write_safetensors(path, entries, _tensors(jobs, source))
-
-
-def _tensors(jobs: Sequence[Job], source: _Source) -> Iterator[Tensor]:
-    """What the jobs write, in order; the source's memory is let go of behind each."""
-    for job, last in _with_last(jobs):
-        weight = source.weight(job)
-        if job.quantised:
-            stored = quantise(weight, source.rule, source.tensor_scale(job))
-            yield from (stored.packed, stored.scale, stored.tensor_scale)
-        elif job.int8:
-            rows = source.rows(job)
-            yield from (rows.codes, rows.scale)
-        else:
-            check_finite(job.source, weight, str(source.files.folder))
-            yield weight
-        if last:
-            source.files.release(job.source)
-
-
-def _with_last(jobs: Sequence[Job]) -> Iterator[tuple[Job, bool]]:
-    """Each job, and whether the next one has another source."""
-    for job, after in zip(jobs, [*jobs[1:], None], strict=True):
-        yield job, after is None or after.source != job.source
-
-
-def _check_shard(path: Path, jobs: Sequence[Job], source: _Source) -> dict[str, PartReport] | None:
-    """What a finished file holds, part by part; None if it is not what the source gives."""
-    try:
-        file = SafetensorsFile(path)
-    except CheckpointError:
-        return None
-    wanted = {one.name: (one.dtype, one.shape) for job in jobs for one in job.written}
-    if {name: (entry.dtype, entry.shape) for name, entry in file.entries.items()} != wanted:
-        return None
-    parts: dict[str, PartReport] = {}
-    for job, last in _with_last(jobs):
-        sums = _check_job(file, job, source)
-        if sums is None:
-            return None
-        _add(parts.setdefault(part_of(job.target), PartReport()), sums)
-        for written in job.written:
-            file.release(written.name)
-        if last:
-            source.files.release(job.source)
-    return parts
-
-
-def _check_job(file: SafetensorsFile, job: Job, source: _Source) -> PartReport | None:
-    weight = source.weight(job)
-    stored = [file.tensor(one.name) for one in job.written]
-    before = weight.numel() * weight.element_size()
-    sums = PartReport(weight.numel(), 0, before, job.size)
-    if job.int8:
-        return _check_rows(Int8Tensor(stored[0], stored[1]), weight, sums)
-    if not job.quantised:
-        return sums if _is_copy(file, job, source) else None
-    matrix = Nvfp4Tensor(stored[0], stored[1], stored[2])
-    scale = source.tensor_scale(job)
-    if not torch.equal(matrix.tensor_scale, scale) or not is_from(matrix, weight, source.rule):
-        return None
-    weight = weight.float()
-    sums.quantised = weight.numel()
-    sums.squares = float(weight.square().sum(dtype=torch.float64))
-    sums.squared_error = float((decode(matrix) - weight).square_().sum(dtype=torch.float64))
-    return sums
-
-
-def _check_rows(stored: Int8Tensor, weight: Tensor, sums: PartReport) -> PartReport | None:
-    if not rows_are_from(stored, weight):
-        return None
-    sums.quantised = sums.values
-    for piece, part in stored.pieces(torch.float32):
-        wide = weight[piece].float()
-        sums.squares += float(wide.double().square().sum())
-        sums.squared_error += float((part - wide).double().square().sum())
-    return sums
-
-
-def _is_copy(file: SafetensorsFile, job: Job, source: _Source) -> bool:
-    """Whether a tensor was copied to the byte.
-
-    Both are let go of behind the comparison: two embeddings of the released shape are 3 GB.
-    """
-    name = job.written[0].name
-    ours, theirs = (
-        one.reshape(-1).view(torch.uint8) for one in (source.weight(job), file.tensor(name))
-    )
-    for start in range(0, len(theirs), _COMPARED):
-        piece = slice(start, start + _COMPARED)
-        if not torch.equal(ours[piece], theirs[piece]):
-            return False
-        file.release(name)
-        source.files.release(job.source)
-    return True
-
-
-def _add(total: PartReport, more: PartReport) -> None:
-    total.values += more.values
-    total.quantised += more.quantised
-    total.bytes_before += more.bytes_before
-    total.bytes_after += more.bytes_after
-    total.squares += more.squares
-    total.squared_error += more.squared_error
+    source.digests.clear()
+    write_safetensors(path, entries, tensors(jobs, source))
+    if digests is not None:
+        write_json(digests, source.digests)

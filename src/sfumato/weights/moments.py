@@ -1,0 +1,158 @@
+"""Second moments of what a network's matrices are multiplied with, in files.
+
+Of the released shape they are 14 GB: files that are mapped give their pages back where memory is
+short. A finished set says so in a file of its own, so that a killed run need not begin anew.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sfumato.config.json_file import read_json
+from sfumato.config.model import ModelConfig
+from sfumato.errors import CheckpointError, QuantisationError
+from sfumato.quant.compensated import Feedback, feedback_of
+from sfumato.weights.disk import settle_folder, write_json
+
+_DONE = "rows.json"
+_OWN_BYTES = 64 << 20  # a layer's experts have moments of their own inputs if these are no more
+_EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(gate|up|down)_proj")
+
+
+def place_of(module: str) -> tuple[str, int]:
+    """Under which name and number the inputs of a matrix are noted, by the matrix's own name.
+
+    q, k and v meet the same inputs, and so do gate and up: they are noted as q's and as gate's.
+    """
+    if found := _EXPERT.fullmatch(module):
+        return f"{found[1]}.{'down' if found[3] == 'down' else 'gate_up'}_proj", int(found[2])
+    stem, _, own = module.rpartition(".")
+    first = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
+    return f"{stem}.{first.get(own, own)}", 0
+
+
+class Moments:
+    """Sums of x x^T over the inputs x of each matrix, fp32, and how many inputs there were.
+
+    Experts of a large model share the moments of all rows of their layer: 128 of 32 MB each, for
+    30 layers, would be 122 GB, and most experts would see fewer rows than these have columns.
+    """
+
+    def __init__(self, folder: Path, config: ModelConfig) -> None:
+        self.folder = folder
+        self._shapes = _shapes(config)
+        self._sums: dict[str, Tensor] = {}
+        self._rows: dict[str, list[int]] = {}
+        self._last: tuple[tuple[str, int], Feedback | None] | None = None
+
+    @staticmethod
+    def finished_in(folder: Path) -> bool:
+        """Whether an earlier run noted everything there."""
+        return (folder / _DONE).is_file()
+
+    def begin(self) -> None:
+        """Make empty files. Raises OSError where they do not fit: a mapping could not say it."""
+        self.folder.mkdir(exist_ok=True)
+        for name, (count, size) in self._shapes.items():
+            with self._path(name).open("wb") as file:
+                _reserve(file.fileno(), 4 * count * size * size)
+            self._rows[name] = [0] * count
+
+    def resume(self) -> None:
+        """Take what an earlier run noted. Raises CheckpointError if it is not of this network."""
+        found = read_json(self.folder / _DONE)
+        for name, (count, size) in self._shapes.items():
+            path, rows = self._path(name), found.get(name)
+            whole = path.is_file() and path.stat().st_size == 4 * count * size * size
+            if not whole or not isinstance(rows, list) or len(rows) != count:
+                raise CheckpointError(
+                    f"{self.folder} does not hold what calibration noted",
+                    hint="remove the folder around it to begin anew",
+                )
+            self._rows[name] = [int(one) for one in rows]
+
+    def finish(self) -> None:
+        """See everything onto the disk, then say that it is whole."""
+        self._sums.clear()
+        for name in self._shapes:
+            with self._path(name).open("rb") as file:
+                os.fsync(file.fileno())
+        write_json(self.folder / _DONE, self._rows)
+        settle_folder(self.folder)
+
+    def note(self, name: str, index: int, rows: Tensor) -> None:
+        """Add `rows` [R, K] that the matrix `name`, number `index`, is multiplied with."""
+        count, _ = self._shapes[name]
+        own = index if count > 1 else 0
+        wide = rows.float()
+        self._sum(name)[own].addmm_(wide.t(), wide)
+        self._rows[name][own] += len(rows)
+
+    def moments(self, module: str) -> tuple[Tensor, int]:
+        """The sum [K, K] for a matrix, and over how many inputs it is."""
+        name, own = self.key(module)
+        return self._sum(name)[own], self._rows[name][own]
+
+    def key(self, module: str) -> tuple[str, int]:
+        """What matrices with the same inputs have in common."""
+        name, index = place_of(module)
+        return name, index if self._shapes[name][0] > 1 else 0
+
+    def feedback(self, module: str) -> Feedback | None:
+        """How the errors of a matrix are passed on; None if it met no inputs.
+
+        Kept for the next matrix with the same inputs. Raises QuantisationError for infinite ones.
+        """
+        key = self.key(module)
+        if self._last is None or self._last[0] != key:
+            try:
+                self._last = key, feedback_of(*self.moments(module))
+            except QuantisationError as problem:
+                raise QuantisationError(f"{module} {problem.message}") from None
+        return self._last[1]
+
+    def _sum(self, name: str) -> Tensor:
+        if name not in self._sums:
+            count, size = self._shapes[name]
+            path = str(self._path(name))
+            flat = torch.from_file(path, shared=True, size=count * size * size)
+            self._sums[name] = flat.view(count, size, size)
+        return self._sums[name]
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.f32"
+
+
+def _shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """How many sums each name has, and how many columns."""
+    text = config.text
+    hidden, inner = text.hidden_size, text.intermediate_size
+    experts, narrow = text.num_experts, text.moe_intermediate_size
+    own = experts if 4 * experts * hidden * hidden <= _OWN_BYTES else 1
+    shapes: dict[str, tuple[int, int]] = {}
+    for index, layer in enumerate(text.layers):
+        stem = f"model.decoder.layers.{index}"
+        shapes[f"{stem}.self_attn.q_proj"] = (1, hidden)
+        shapes[f"{stem}.self_attn.o_proj"] = (1, text.num_attention_heads * layer.head_dim)
+        shapes[f"{stem}.mlp.gate_proj"] = (1, hidden)
+        shapes[f"{stem}.mlp.down_proj"] = (1, inner)
+        shapes[f"{stem}.experts.gate_up_proj"] = (own, hidden)
+        shapes[f"{stem}.experts.down_proj"] = (experts, narrow)
+    shapes["model.decoder.self_conditioning.gate_proj"] = (1, hidden)
+    shapes["model.decoder.self_conditioning.down_proj"] = (1, inner)
+    return shapes
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    """Zeros on the disk, not promised ones: a full disk is an error now and not a crash later."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+        return
+    zeros = bytes(1 << 20)
+    for start in range(0, size, len(zeros)):
+        os.write(descriptor, zeros[: min(len(zeros), size - start)])

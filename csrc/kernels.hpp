@@ -129,6 +129,7 @@ struct Heads {
     const void* x;  // [batch, positions, heads, dim], rows of heads * dim `stride` apart
     bool bf16;
     int64_t batch, positions, heads, dim, stride;
+    int64_t begin, end;             // of the batch * positions, those to do
     const float* weight;            // [dim] or null for ones
     const float *cosines, *sines;   // [batch, positions, dim] or null: not rotated
     float eps;

@@ -7,6 +7,8 @@ namespace sfumato {
 
 namespace {
 
+constexpr int64_t kPartRows = 24;     // of a thread, at least, for it to go through a half alone
+constexpr int64_t kPartBytes = 4 << 20;  // of a layer's weights, which every such thread reads all of
 constexpr int64_t kExpertRows = 512;  // rows that go through the experts at once, as in ops/experts.py
 constexpr int kGains = 10, kWeights = 9;
 
@@ -24,11 +26,11 @@ const float* wide_scores(const Rows& scores, float* room) {
     return room;
 }
 
-Rows part_of(const Rows& rows, int64_t begin, int64_t count) {
-    Rows part = rows;
-    part.data = (char*)rows.data + begin * rows.stride * (rows.bf16 ? 2 : 4);
-    part.count = count;
-    return part;
+Rows part_of(const Rows& rows, const Part& part) {
+    Rows some = rows;
+    some.data = (char*)rows.data + part.begin * rows.stride * (rows.bf16 ? 2 : 4);
+    some.count = part.count;
+    return some;
 }
 
 }  // namespace
@@ -75,6 +77,13 @@ Layer::Layer(std::vector<Array> gains, std::vector<float> eps, nb::list weights,
     need(width_of(kRoute) == weights_[kExpertsUp]->experts, "the router scores other experts");
     need(slots > 0 && slots <= width_of(kRoute), "there are fewer experts than slots");
     expert_scales_ = vector_of<float>(scales_, "expert_scales", width_of(kRoute));
+    int64_t bytes = 0;
+    in_cache_ = true;  // as they are: nothing is turned over or decoded by each
+    for (const Weight* one : weights_) {
+        if (!one) continue;
+        bytes += 2 * one->experts * one->first.n * one->first.k;
+        in_cache_ &= one->first.format == Format::bf16_panels && bytes <= kPartBytes;
+    }
 }
 
 int64_t Layer::room(int64_t rows, int64_t size) const {
@@ -98,23 +107,39 @@ void Layer::linear(const Kernels& kernels, int weight, const Rows& x, const Rows
     kernels.linear({x, weights_[weight]->first, out, gated, threads});
 }
 
-void Layer::heads(const Kernels& kernels, const void* x, bool bf16, const Array& out, const Gain& gain,
-                  const float* cosines, const float* sines, int threads) const {
+void Layer::heads(const Kernels& kernels, const Rows& x, const Part& part, const Array& out,
+                  const Gain& gain, const float* cosines, const float* sines) const {
     Heads job = {};
-    job.x = x;
-    job.bf16 = bf16;
+    job.x = x.data;
+    job.bf16 = x.bf16;
     job.batch = (int64_t)out.shape(0);
     job.heads = (int64_t)out.shape(1);
     job.positions = (int64_t)out.shape(2);
     job.dim = head_dim_;
+    job.begin = part.begin;
+    job.end = part.begin + part.count;
     job.stride = job.heads * job.dim;
     job.weight = gain.weight;
     job.cosines = cosines;
     job.sines = sines;
     job.eps = gain.eps;
     job.out = const_cast<void*>(out.data());
-    job.threads = threads;
+    job.threads = part.threads;
     kernels.heads(job);
+}
+
+// Rows meet in attention alone. Where weights are small enough for every thread's cache, each takes its
+// rows through a half of a layer without waiting for the others after every kernel: quicker, and where
+// others want the processors too, a thread that has none holds up the rest once and not twenty times.
+template <class Work>
+void Layer::by_parts(int64_t rows, int threads, const Work& work) const {
+    const int parts = (int)std::min<int64_t>(threads, rows / kPartRows);
+    if (!in_cache_ || parts < 2) return work(Part{0, rows, threads});
+#pragma omp parallel for num_threads(parts) schedule(static)
+    for (int t = 0; t < parts; t++) {
+        const int64_t begin = rows * t / parts, end = rows * (t + 1) / parts;
+        work(Part{begin, end - begin, 1});
+    }
 }
 
 void Layer::project(const std::string& set, const Array& x, const Array& cosines, const Array& sines,
@@ -147,21 +172,21 @@ void Layer::project(const std::string& set, const Array& x, const Array& cosines
     const Kernels& kernels = set_of(set);
     nb::gil_scoped_release free;
     if (rows == 0) return;
-    const Rows normed = rows_at(room.take(rows * hidden_ * size), in.bf16, rows, hidden_);
-    norm(kernels, kInput, in, {}, 1.0f, normed, threads);
     const int64_t wide = width_of(kQ), narrow = width_of(kK);
+    const Rows normed = rows_at(room.take(rows * hidden_ * size), in.bf16, rows, hidden_);
     const Rows q = rows_at(room.take(rows * wide * size), in.bf16, rows, wide);
-    linear(kernels, kQ, normed, q, false, threads);
-    heads(kernels, q.data, in.bf16, queries, gains_[kQueries], cos, sin, threads);
     const Rows k = raw ? raw_keys : rows_at(room.take(rows * narrow * size), in.bf16, rows, narrow);
-    linear(kernels, kK, normed, k, false, threads);
-    heads(kernels, k.data, in.bf16, keys, gains_[kKeys], cos, sin, threads);
-    Rows v = k;
-    if (!raw) {
-        v = rows_at(room.take(rows * narrow * size), in.bf16, rows, narrow);
-        linear(kernels, kV, normed, v, false, threads);
-    }
-    heads(kernels, v.data, in.bf16, values, {nullptr, gains_[kKeys].eps}, nullptr, nullptr, threads);
+    const Rows v = raw ? k : rows_at(room.take(rows * narrow * size), in.bf16, rows, narrow);
+    by_parts(rows, threads, [&](const Part& part) {
+        const Rows x = part_of(normed, part);
+        norm(kernels, kInput, part_of(in, part), {}, 1.0f, x, part.threads);
+        linear(kernels, kQ, x, part_of(q, part), false, part.threads);
+        heads(kernels, q, part, queries, gains_[kQueries], cos, sin);
+        linear(kernels, kK, x, part_of(k, part), false, part.threads);
+        heads(kernels, k, part, keys, gains_[kKeys], cos, sin);
+        if (weights_[kV]) linear(kernels, kV, x, part_of(v, part), false, part.threads);
+        heads(kernels, v, part, values, {nullptr, gains_[kKeys].eps}, nullptr, nullptr);
+    });
 }
 
 void Layer::finish(const std::string& set, const Array& x, const Array& mixed, float scale,
@@ -177,31 +202,45 @@ void Layer::finish(const std::string& set, const Array& x, const Array& mixed, f
     const Kernels& kernels = set_of(set);
     nb::gil_scoped_release free;
     if (rows == 0) return;
-    const Rows middle = rows_at(room.take(rows * hidden_ * size), in.bf16, rows, hidden_);
-    linear(kernels, kO, heads, middle, false, threads);
-    norm(kernels, kAttended, middle, in, 1.0f, middle, threads);
-    feed_forward(kernels, middle, to, room, scale, threads);
+    const Between between = take_between(room, rows, in.bf16);
+    by_parts(rows, threads, [&](const Part& part) {
+        const Rows middle = part_of(between.middle, part);
+        linear(kernels, kO, part_of(heads, part), middle, false, part.threads);
+        norm(kernels, kAttended, middle, part_of(in, part), 1.0f, middle, part.threads);
+        feed_forward(kernels, between, part, scale, part_of(to, part));
+    });
 }
 
-void Layer::feed_forward(const Kernels& kernels, const Rows& x, const Rows& out, Room& room, float scale,
-                         int threads) const {
-    const int64_t rows = x.count, size = x.bf16 ? 2 : 4, inner = weights_[kDown]->first.k;
+Layer::Between Layer::take_between(Room& room, int64_t rows, bool bf16) const {
+    const int64_t size = bf16 ? 2 : 4, inner = weights_[kDown]->first.k, many = width_of(kRoute);
+    const auto take = [&](int64_t width) { return rows_at(room.take(rows * width * size), bf16, rows, width); };
+    Between out = {};
+    for (Rows* one : {&out.middle, &out.normed, &out.dense, &out.mixed}) *one = take(hidden_);
+    out.active = take(inner);
+    out.scores = take(many);
+    out.wide = (float*)room.take(rows * many * 4);
+    out.chosen = (int64_t*)room.take(rows * slots_ * 8);
+    out.shares = (float*)room.take(rows * slots_ * 4);
+    return out;
+}
+
+void Layer::feed_forward(const Kernels& kernels, const Between& all, const Part& part, float scale,
+                         const Rows& out) const {
+    const Rows x = part_of(all.middle, part), normed = part_of(all.normed, part);
+    const Rows dense = part_of(all.dense, part), mixed = part_of(all.mixed, part);
+    const Rows active = part_of(all.active, part), scores = part_of(all.scores, part);
     const int64_t many = width_of(kRoute);
-    const Rows normed = rows_at(room.take(rows * hidden_ * size), x.bf16, rows, hidden_);
-    const Rows dense = rows_at(room.take(rows * hidden_ * size), x.bf16, rows, hidden_);
-    const Rows mixed = rows_at(room.take(rows * hidden_ * size), x.bf16, rows, hidden_);
-    const Rows active = rows_at(room.take(rows * inner * size), x.bf16, rows, inner);
+    int64_t* chosen = all.chosen + part.begin * slots_;
+    float* shares = all.shares + part.begin * slots_;
+    const int threads = part.threads;
     norm(kernels, kDenseIn, x, {}, 1.0f, normed, threads);
     linear(kernels, kUp, normed, active, true, threads);
     linear(kernels, kDown, active, dense, false, threads);
     norm(kernels, kDenseOut, dense, {}, 1.0f, dense, threads);
-    const Rows scores = rows_at(room.take(rows * many * size), x.bf16, rows, many);
-    float* wide = (float*)room.take(rows * many * 4);
-    int64_t* chosen = (int64_t*)room.take(rows * slots_ * 8);
-    float* shares = (float*)room.take(rows * slots_ * 4);
     norm(kernels, kRouter, x, {}, 1.0f, normed, threads);
     linear(kernels, kRoute, normed, scores, false, threads);
-    kernels.route({wide_scores(scores, wide), expert_scales_, rows, many, slots_, chosen, shares});
+    const float* wide = wide_scores(scores, all.wide + part.begin * many);
+    kernels.route({wide, expert_scales_, part.count, many, slots_, chosen, shares});
     norm(kernels, kExpertsIn, x, {}, 1.0f, normed, threads);
     experts(kernels, normed, chosen, shares, mixed, threads);
     norm(kernels, kExpertsOut, mixed, dense, 1.0f, mixed, threads);
@@ -213,8 +252,8 @@ void Layer::experts(const Kernels& kernels, const Rows& x, const int64_t* chosen
     for (int64_t begin = 0; begin < x.count; begin += kExpertRows) {
         const int64_t count = std::min(kExpertRows, x.count - begin);
         Experts job = experts_job(*weights_[kExpertsUp], *weights_[kExpertsDown]);
-        job.x = part_of(x, begin, count);
-        job.out = part_of(out, begin, count);
+        job.x = part_of(x, {begin, count, threads});
+        job.out = part_of(out, {begin, count, threads});
         job.chosen = chosen + begin * slots_;
         job.shares = shares + begin * slots_;
         job.slots = slots_;

@@ -15,6 +15,12 @@ struct Gain {
     float eps;
 };
 
+// Rows that go through kernels together, and the threads that share them.
+struct Part {
+    int64_t begin, count;
+    int threads;
+};
+
 class Layer {
    public:
     // `gains`: of the input, queries, keys, attention's output, the dense MLP's input and output, the
@@ -43,14 +49,25 @@ class Layer {
         void* take(int64_t bytes);
     };
 
+    // What `finish` computes on its way, of all rows.
+    struct Between {
+        Rows middle, normed, dense, mixed, active, scores;
+        float* wide;
+        int64_t* chosen;
+        float* shares;
+    };
+
     void norm(const Kernels& kernels, int gain, const Rows& x, const Rows& residual, float scale,
               const Rows& out, int threads) const;
     void linear(const Kernels& kernels, int weight, const Rows& x, const Rows& out, bool gated,
                 int threads) const;
-    void heads(const Kernels& kernels, const void* x, bool bf16, const Array& out, const Gain& gain,
-               const float* cosines, const float* sines, int threads) const;
-    void feed_forward(const Kernels& kernels, const Rows& x, const Rows& out, Room& room, float scale,
-                      int threads) const;
+    void heads(const Kernels& kernels, const Rows& x, const Part& part, const Array& out, const Gain& gain,
+               const float* cosines, const float* sines) const;
+    Between take_between(Room& room, int64_t rows, bool bf16) const;
+    void feed_forward(const Kernels& kernels, const Between& all, const Part& part, float scale,
+                      const Rows& out) const;
+    template <class Work>
+    void by_parts(int64_t rows, int threads, const Work& work) const;
     void experts(const Kernels& kernels, const Rows& x, const int64_t* chosen, const float* shares,
                  const Rows& out, int threads) const;
     int64_t width_of(int weight) const { return weights_[weight]->first.n; }
@@ -62,6 +79,7 @@ class Layer {
     const float* expert_scales_;
     Array scales_;
     int64_t hidden_, head_dim_, slots_;
+    bool in_cache_;  // whether every thread may read all of the weights
 };
 
 }  // namespace sfumato

@@ -193,6 +193,7 @@ void run_heads(const std::string& set, const Array& x, const std::optional<Array
     job.positions = (int64_t)x.shape(1);
     job.heads = (int64_t)x.shape(2);
     job.dim = (int64_t)x.shape(3);
+    job.end = job.batch * job.positions;
     job.stride = job.heads * job.dim;
     need_contiguous(x, "x");
     need_contiguous(out, "out");

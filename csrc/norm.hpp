@@ -96,7 +96,7 @@ inline void heads(const Heads& job) {
     {
         float* room = (float*)scratch(2, 2 * sizeof(float) * job.dim);
 #pragma omp for schedule(static)
-        for (int64_t position = 0; position < job.batch * job.positions; position++)
+        for (int64_t position = job.begin; position < job.end; position++)
             for (int64_t head = 0; head < job.heads; head++) head_row(job, position, head, room);
     }
 }

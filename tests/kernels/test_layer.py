@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from sfumato.api import load
 from sfumato.model.diffusion_gemma import DiffusionGemma
 from sfumato.model.fast_layer import FastLayer
 from sfumato.model.kernels import use_kernels
+from sfumato.model.layer import Layer
 from sfumato.ops.kernels import Kernels
 from sfumato.weights.export import export
 from tests.helpers import randomise
@@ -112,3 +115,40 @@ def test_a_small_model_is_packed_if_that_loses_nothing(
         layer.experts.down_proj.data += 2.0**-20
     assert use_kernels(network, kernels) == {}
     assert _layouts(network) == {"f32_rows"}
+
+
+def _with_threads(count: int, work: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        return work()
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("threads", [2, 3, 7])
+def test_rows_in_parts_have_the_bits_of_all(
+    kernels: Kernels, tmp_path: Path, dtype: torch.dtype, threads: int
+) -> None:
+    """Layers that fit a cache: each thread takes its rows through a half, in uneven parts too."""
+    write_plain(tmp_path / "m")
+    network = load(tmp_path / "m", "bfloat16").network.to(dtype)
+    assert use_kernels(network, kernels) == {}
+    assert _layouts(network) == {"bf16_panels"}
+    generator = torch.Generator().manual_seed(threads)
+    x = torch.randn(2, 61, network.config.text.hidden_size, generator=generator).to(dtype)
+    tables = network.tables(torch.arange(61).expand(2, -1), dtype)
+    with torch.inference_mode():
+        for layer in network.layers:
+
+            def both_halves(layer: Layer = layer) -> tuple[Tensor, ...]:
+                queries, fresh = layer.project(x, tables[layer.kind])
+                mixed = queries.transpose(1, 2).contiguous().transpose(1, 2)
+                raw = () if fresh.raw is None else (fresh.raw,)
+                out = layer.finish(x, mixed, layer.layer_scalar)
+                return queries, fresh.keys, fresh.values, out, *raw
+
+            wanted, found = (_with_threads(count, both_halves) for count in (1, threads))
+            for one, other in zip(wanted, found, strict=True):
+                assert torch.equal(one, other)

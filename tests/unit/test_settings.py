@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -73,3 +75,37 @@ def test_the_process_is_read_and_the_result_is_frozen(monkeypatch: pytest.Monkey
     assert found.model == "here"
     with pytest.raises(dataclasses.FrozenInstanceError):
         found.model = "there"  # type: ignore[misc]
+
+
+def waiting(program: str, **environment: str) -> str:
+    """What GOMP_SPINCOUNT is in a new process at the end of `program`."""
+    told = {name: value for name, value in os.environ.items() if name not in WAITING}
+    code = f"{program}\nimport os\nprint(os.environ.get('GOMP_SPINCOUNT'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=told | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+FEW = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])\n"
+MANY = "import os; os.sched_getaffinity = lambda who: set(range(16))\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux alone tells processors")
+def test_waiting_threads_sleep_on_few_processors() -> None:
+    assert waiting(FEW + "import sfumato; sfumato.load") == "0"
+    assert waiting(FEW + "import sfumato") == "None", "nothing is loaded yet"
+    assert waiting(MANY + "import sfumato; sfumato.load") == "None"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux alone tells processors")
+def test_waiting_threads_do_what_the_user_says() -> None:
+    use = FEW + "import sfumato; sfumato.load"
+    assert waiting(use, GOMP_SPINCOUNT="77") == "77"
+    assert waiting(use, OMP_WAIT_POLICY="active") == "None"
+    assert waiting(FEW + "import torch, sfumato; sfumato.load") == "None", "it would be too late"

@@ -7,7 +7,7 @@ namespace sfumato {
 
 namespace {
 
-constexpr int64_t kPartRows = 24;     // of a thread, at least, for it to go through a half alone
+constexpr int64_t kPartRows = 12;     // of a thread, at least, for it to go through a half alone
 constexpr int64_t kPartBytes = 4 << 20;  // of a layer's weights, which every such thread reads all of
 constexpr int64_t kExpertRows = 512;  // rows that go through the experts at once, as in ops/experts.py
 constexpr int kGains = 10, kWeights = 9;
@@ -133,8 +133,8 @@ void Layer::heads(const Kernels& kernels, const Rows& x, const Part& part, const
 // others want the processors too, a thread that has none holds up the rest once and not twenty times.
 template <class Work>
 void Layer::by_parts(int64_t rows, int threads, const Work& work) const {
-    const int parts = (int)std::min<int64_t>(threads, rows / kPartRows);
-    if (!in_cache_ || parts < 2) return work(Part{0, rows, threads});
+    const int parts = (int)std::min<int64_t>(threads, std::max<int64_t>(1, rows / kPartRows));
+    if (!in_cache_ || parts == 1) return work(Part{0, rows, in_cache_ ? 1 : threads});
 #pragma omp parallel for num_threads(parts) schedule(static)
     for (int t = 0; t < parts; t++) {
         const int64_t begin = rows * t / parts, end = rows * (t + 1) / parts;

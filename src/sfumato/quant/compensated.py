@@ -130,15 +130,11 @@ def _group(
     size, own, error, scale, least = sizes[:, 0], left[:, 0], errors[:, 0], bits[0], lost[0]
     for other in range(1, len(bits)):
         better = lost[other] < least
-        size, own = (
-            torch.where(better, sizes[:, other], size),
-            torch.where(better, left[:, other], own),
-        )
-        error, least = (
-            torch.where(better, errors[:, other], error),
-            torch.where(better, lost[other], least),
-        )
+        size = torch.where(better, sizes[:, other], size)
+        own = torch.where(better, left[:, other], own)
+        error = torch.where(better, errors[:, other], error)
         scale = torch.where(better, bits[other], scale)
+        least = torch.where(better, lost[other], least)
     codes = torch.minimum(torch.minimum(size * 2, size + 2), size * 0.5 + 4).to(torch.uint8)
     return codes | (torch.signbit(own).to(torch.uint8) << 3), scale, error
 

@@ -8,6 +8,7 @@ namespace sfumato {
 namespace {
 
 constexpr int64_t kPartRows = 12;     // of a thread, at least, for it to go through a half alone
+constexpr int64_t kMostPartRows = 256;  // of a thread, at most: then what is shared is balanced better
 constexpr int64_t kPartBytes = 4 << 20;  // of a layer's weights, which every such thread reads all of
 constexpr int64_t kExpertRows = 512;  // rows that go through the experts at once, as in ops/experts.py
 constexpr int kGains = 10, kWeights = 9;
@@ -134,7 +135,8 @@ void Layer::heads(const Kernels& kernels, const Rows& x, const Part& part, const
 template <class Work>
 void Layer::by_parts(int64_t rows, int threads, const Work& work) const {
     const int parts = (int)std::min<int64_t>(threads, std::max<int64_t>(1, rows / kPartRows));
-    if (!in_cache_ || parts == 1) return work(Part{0, rows, in_cache_ ? 1 : threads});
+    const bool shared = !in_cache_ || rows > kMostPartRows * parts;
+    if (shared || parts == 1) return work(Part{0, rows, shared ? threads : 1});
 #pragma omp parallel for num_threads(parts) schedule(static)
     for (int t = 0; t < parts; t++) {
         const int64_t begin = rows * t / parts, end = rows * (t + 1) / parts;

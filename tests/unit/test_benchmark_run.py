@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sfumato.api import load
+from sfumato.api import SMALL_FOLDER, load
 from sfumato.benchmark import ceilings, passes, report, timing
 from sfumato.benchmark.ceilings import Ceilings, measure_ceilings
 from sfumato.benchmark.passes import Passes, filled_cache
@@ -20,6 +20,7 @@ from sfumato.errors import ContextLengthError, UsageError
 from sfumato.kv.cache import KVCache
 from sfumato.model.diffusion_gemma import DiffusionGemma
 from sfumato.ops.kernels import choose
+from sfumato.weights.quantise import quantise_checkpoint
 from tests.helpers import Shape, tiny_config
 
 SHAPE = Shape(pattern="SSF", window=8, canvas=12)
@@ -202,6 +203,18 @@ def test_a_packed_copy_is_what_is_read() -> None:
     assert sizes["head"] == 4.0
 
 
+@pytest.mark.skipif(choose() is None, reason="there are no kernels here")
+def test_what_stays_quantised_is_read_so(tmp_path: Path) -> None:
+    """Codes and scales: 4.5 bits a value, and 8 of the embedding; parameters are not there."""
+    quantise_checkpoint(SMALL_FOLDER, tmp_path / "q", int8_embedding=True)
+    model = load(tmp_path / "q", kernels="auto")
+    sizes = bytes_a_value(model.config, stored_bytes(model.network))
+    for name in ("attention projections", "dense MLP", "experts", "self-conditioning"):
+        assert sizes[name] == pytest.approx(4.5 / 8, rel=0.01)
+    assert sizes["head"] == pytest.approx(1.0, rel=0.02)
+    assert sizes["router"] == 2.0
+
+
 def test_rows_of_random_matrices_differ() -> None:
     embedding = random_model(tiny_config(SHAPE), "float32").network.model.decoder.embed_tokens
     assert len({tuple(row) for row in embedding.weight.tolist()}) == SHAPE.vocab
@@ -219,10 +232,17 @@ def test_ceilings_are_rates() -> None:
     found = measure_ceilings(CPU, BRIEF)
     assert found.read > 0
     assert set(found.operations) == {"bfloat16", "float32", "8 bits"}
-    rate = found.of(torch.float32)
+    rate = found.best_for(torch.float32)
     assert rate is not None
     assert rate > 0
-    assert found.of(torch.float16) is None
+
+
+def test_a_share_is_of_the_best_rate_that_holds_the_weights() -> None:
+    rates: dict[str, float | None] = {"bfloat16": 10.0, "float32": 80.0, "8 bits": 200.0}
+    assert Ceilings(1, rates, 1.0).best_for(torch.bfloat16) == 80.0
+    assert Ceilings(1, rates | {"bfloat16": 300.0}, 1.0).best_for(torch.bfloat16) == 300.0
+    assert Ceilings(1, rates | {"bfloat16": 300.0}, 1.0).best_for(torch.float32) == 80.0
+    assert Ceilings(1, {"bfloat16": None, "float32": None}, 1.0).best_for(torch.bfloat16) is None
 
 
 def test_a_product_that_there_is_not_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,9 +291,3 @@ def test_systems_that_say_nothing_leave_fields_empty(
 )
 def test_durations(seconds: float, said: str) -> None:
     assert report.duration(seconds) == said
-
-
-def test_ceilings_know_their_formats() -> None:
-    one = Ceilings(1, {"bfloat16": 5.0, "float32": None}, 1.0)
-    assert one.of(torch.bfloat16) == 5.0
-    assert one.of(torch.float32) is None

@@ -35,9 +35,14 @@ class Ceilings:
     read: float
     reasons: dict[str, str] = field(default_factory=dict)
 
-    def of(self, dtype: torch.dtype) -> float | None:
-        """Operations a second for weights of `dtype`."""
-        return self.operations.get(str(dtype).removeprefix("torch."))
+    def best_for(self, dtype: torch.dtype) -> float | None:
+        """Operations a second for weights of `dtype`: in it or in fp32, which holds them as well.
+
+        A processor without arithmetic in 16 bits is the quicker one in fp32.
+        """
+        names = (str(dtype).removeprefix("torch."), "float32")
+        rates = [rate for name in names if (rate := self.operations.get(name))]
+        return max(rates, default=None)
 
 
 def measure_ceilings(device: torch.device, effort: Effort) -> Ceilings:

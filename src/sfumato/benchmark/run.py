@@ -19,6 +19,7 @@ from sfumato.errors import ContextLengthError, UsageError
 from sfumato.model.diffusion_gemma import DiffusionGemma
 from sfumato.model.fast_layer import kernel_weights
 from sfumato.weights.inventory import part_of, take_inventory
+from sfumato.weights.names import EMBEDDING
 
 CEILINGS, ENCODE, DENOISE, HEAD = "ceilings", "encode", "denoise", "head"
 STEP, AUTOREGRESSIVE = "step", "autoregressive"
@@ -227,7 +228,7 @@ class _Meter:
         operations = total(counted).operations
         read = sum(work.weights * self.value_bytes.get(name, 0.0) for name, work in counted.items())
         ceilings = self.ceilings[-1] if self.ceilings else None
-        best = ceilings.of(self.network.dtype) if ceilings else None
+        best = ceilings.best_for(self.network.dtype) if ceilings else None
         self.results.append(
             Result(
                 part=part,
@@ -248,14 +249,19 @@ class _Meter:
 def stored_bytes(network: DiffusionGemma) -> dict[str, int]:
     """Bytes that are read of what `network` holds, by part of the inventory.
 
-    Where kernels took a packed copy, in bf16, they are the copy's.
+    Where kernels took a packed copy, in bf16, they are the copy's; of what stays quantised the
+    parameters are on the meta device, and the bytes are those of codes and scales.
     """
     sizes: dict[str, int] = {}
-    packed = _packed(network)
+    copied = _packed(network)
+    for name, weight in network.packed.items():
+        sizes[part_of(name)] = sizes.get(part_of(name), 0) + weight.bytes
+    if network.int8_table is not None:
+        sizes[part_of(EMBEDDING)] = network.table.bytes
     for name, tensor in _tensors(network):
-        part = part_of(name)
-        size = 2 if packed and name.startswith(packed) else tensor.element_size()
-        sizes[part] = sizes.get(part, 0) + tensor.numel() * size
+        if not tensor.is_meta:
+            size = 2 if copied and name.startswith(copied) else tensor.element_size()
+            sizes[part_of(name)] = sizes.get(part_of(name), 0) + tensor.numel() * size
     return sizes
 
 

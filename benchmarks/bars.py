@@ -16,9 +16,11 @@ a row depend on the rows beside it or on the threads, with 2 for what cannot be 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -51,7 +53,6 @@ from sfumato.ops.head import head, soft
 from sfumato.ops.linear import linear
 from sfumato.ops.weight import nvfp4, rows
 from sfumato.quant.nvfp4 import GROUP, Nvfp4Tensor
-from sfumato.weights.heap import give_back_freed
 from sfumato.weights.names import EMBEDDING
 
 CPU = torch.device("cpu")
@@ -65,8 +66,7 @@ CONTEXT, SUDOKU = 32, 104  # cached positions: of whole passes, and of the small
 SHORT, LONG = 1024, 32_768  # between which growth is measured
 TEMPERATURE = 0.6  # between the released model's first and last
 BITS = "bits of rows alone and together, 1 and 2 threads"
-MOST_EXTRA = 64 * MEGA
-MOST_COST = 1.1
+MOST_EXTRA, MOST_COST = 64 * MEGA, 1.1
 NOTE = (
     "other machine: missed in the bar's own unit, which is stated for a faster processor, but "
     "reached as a share of the ceiling."
@@ -265,7 +265,8 @@ def vocabulary(bench: Bench) -> Iterator[Line]:
         check_finite(beliefs.entropy)
         return soft(x, table, cap, temperatures, beliefs, text.hidden_size**0.5, kernels)
 
-    give_back_freed()  # as loading such a model does: what lies free in the heap would hide some
+    with suppress(AttributeError, OSError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)  # what lies free in the heap would hide as much
     with watching(CPU) as watch:
         step()
     operations = counting.head_work(config, length).operations
@@ -380,8 +381,7 @@ def touched_bytes(network: DiffusionGemma, context: int) -> float:
 
 def small_step(bench: Bench) -> Iterator[Line]:
     """A whole step of the small model after a prompt of the length of a Sudoku's."""
-    passes = Passes.make(bench.small, 1, SUDOKU)
-    take = partial(passes.whole_steps, bench.effort)
+    take = partial(Passes.make(bench.small, 1, SUDOKU).whole_steps, bench.effort)
     operations = total(denoise_work(bench.small.config, 1, SUDOKU)).operations
     bar = Bar.stated("5 ms", operations / 0.005)
     yield rated("whole step of the small model", take, operations, bar)

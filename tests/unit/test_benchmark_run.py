@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import mmap
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -91,11 +92,47 @@ def test_the_json_has_these_fields_and_no_others(benchmark: Benchmark) -> None:
 
 
 def test_the_tables_name_everything(benchmark: Benchmark) -> None:
-    told = report.text(benchmark, "the title")
-    assert told.startswith("the title\n")
-    for words in ("memory read GB/s", "whole step", "autoregressive token", "rows", "quicker"):
+    tables = report.Tables(benchmark.plan)
+    told = "\n".join(filter(None, map(tables.add, found_by(benchmark)))) + tables.end()
+    for words in ("memory read", "whole step", "autoregressive token", "rows", "quicker"):
         assert words in told
+    assert "threads  " not in told, "one number of threads is left to the title"
     assert told.count("Diffusion against left to right") == 4
+
+
+def test_a_table_has_a_row_for_each_result_in_columns(benchmark: Benchmark) -> None:
+    tables = report.Tables(benchmark.plan)
+    first, *others = (tables.add(one) for one in benchmark.results)
+    assert first is not None
+    _, above, header, row = first.splitlines()
+    rows = [row, *(other or "" for other in others)]
+    assert len(rows) == len(benchmark.results)
+    ends = {len(line) for line in (above, header, *rows)}
+    assert ends == {len(header)}, "nothing is wider than its column"
+    for line, result in zip(rows, benchmark.results, strict=True):
+        assert line.startswith(f"{result.part} ")
+        assert line[30:39].strip() == str(result.batch)
+        assert line[39:48].strip() == f"{result.context:,}"
+
+
+def test_what_is_found_is_told_at_once_and_in_order(network: DiffusionGemma) -> None:
+    plan = Plan(contexts=(5,), threads=(1,), parts=("head", "autoregressive"), effort=BRIEF)
+    told: list[object] = []
+    found = run(network, plan, lambda part: told.append(part.split(":")[0]), told.append)
+    assert [one for one in told if not isinstance(one, str)] == found_by(found)
+    for result in found.results:
+        assert told[told.index(result) - 1] == result.part
+
+
+def found_by(benchmark: Benchmark) -> list[Any]:
+    """Everything that a run of one number of threads found, in the order of finding."""
+    comparisons = iter(benchmark.comparisons)
+    found: list[Any] = list(benchmark.ceilings)
+    for one in benchmark.results:
+        found.append(one)
+        if one.part == "autoregressive token":
+            found.append(next(comparisons))
+    return found
 
 
 def test_parts_that_are_left_out_are_not_measured(network: DiffusionGemma) -> None:
@@ -106,7 +143,8 @@ def test_parts_that_are_left_out_are_not_measured(network: DiffusionGemma) -> No
     assert (found.ceilings, found.comparisons) == ((), ())
     assert found.results[0].operations_share is None
     assert "head: 1 threads, 1 rows, 5 cached" in told
-    assert "of ceiling" not in report.text(found, "").splitlines()[0]
+    row = (report.Tables(plan).add(found.results[0]) or "").splitlines()[-1]
+    assert row[30 + 4 * 9 :].split()[:3:2] == ["-", "-"], "no shares without ceilings"
 
 
 def test_threads_are_put_back(network: DiffusionGemma) -> None:
@@ -254,7 +292,7 @@ def test_a_product_that_there_is_not_is_told(monkeypatch: pytest.MonkeyPatch) ->
     found = measure_ceilings(CPU, BRIEF)
     assert found.operations["8 bits"] is None
     assert found.reasons == {"8 bits": "no such product"}
-    told = report._ceilings([found])
+    told = report._ceilings(found)
     assert told.splitlines()[-1] == "8 bits: no such product"
 
 

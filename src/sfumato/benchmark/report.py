@@ -1,4 +1,4 @@
-"""A benchmark as tables for the terminal and as JSON for programs."""
+"""A benchmark as tables for the terminal, row by row as it goes, and as JSON for programs."""
 
 from __future__ import annotations
 
@@ -10,30 +10,80 @@ from typing import Any, Literal
 from sfumato.benchmark.ceilings import Ceilings
 from sfumato.benchmark.compare import Comparison
 from sfumato.benchmark.counting import PARTS, denoise_work
-from sfumato.benchmark.run import Benchmark, Result
+from sfumato.benchmark.run import Benchmark, Plan, Result
 
 SCHEMA = 1  # raised when a field of the JSON changes its meaning or goes
 _GIGA = 1e9
 _QUIET_CORES = 0.1  # what others may take before the report says so
-_NARROW = {
-    "GFLOP/s": "GFLOP\n/s",
-    "of ceiling": "of\nceiling",
-    "weights GB/s": "weights\nGB/s",
-    "of memory": "of\nmemory",
-    "peak memory": "peak\nmemory",
-}
 Rows = list[tuple[str, ...]]
 
 
-def text(benchmark: Benchmark, title: str) -> str:
-    """Everything as tables; `title` says what was measured and where."""
-    parts = [title]
-    if benchmark.ceilings:
-        parts.append(_ceilings(benchmark.ceilings))
-    if benchmark.results:
-        parts.append(_results(benchmark))
-    parts += [_comparison(one) for one in benchmark.comparisons]
-    return "\n\n".join([*parts, *_remarks(benchmark)])
+class Tables:
+    """The tables of a plan, row by row as its figures come.
+
+    What is the same in every row is left to the title.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._swept = [
+            name
+            for name, values in (("threads", plan.threads), ("rows", plan.batches))
+            if len(values) > 1
+        ]
+        self._results: list[Result] = []
+        self._comparisons: list[Comparison] = []
+        self._in_table = False
+
+    def add(self, found: Ceilings | Comparison | Result) -> str | None:
+        """The lines to show for `found`, None for what comes at the end."""
+        if isinstance(found, Comparison):
+            self._comparisons.append(found)
+            return None
+        if isinstance(found, Ceilings):
+            self._in_table = False
+            return f"\n{_ceilings(found)}"
+        self._results.append(found)
+        row = _in_columns(self._row(found))
+        if self._in_table:
+            return row
+        self._in_table = True
+        columns = [*_COLUMNS[:1], *(("", name) for name in self._swept), *_COLUMNS[1:]]
+        above = _in_columns([first for first, _ in columns])
+        return "\n".join(["", above, _in_columns([name for _, name in columns]), row])
+
+    def end(self) -> str:
+        """The lines to show when all has been measured; nothing if there are none."""
+        remarks = _remarks(self._results)
+        return "".join(f"\n{one}\n" for one in [*map(_comparison, self._comparisons), *remarks])
+
+    def _row(self, one: Result) -> list[str]:
+        seconds = one.timing.seconds
+        swept = {"threads": str(one.threads), "rows": str(one.batch)}
+        return [
+            one.part,
+            *(swept[name] for name in self._swept),
+            f"{one.context:,}",
+            duration(seconds.median),
+            f"{100 * seconds.spread:.0f} %",
+            f"{one.rate / _GIGA:,.1f}",
+            _or_dash(one.operations_share, lambda share: f"{100 * share:.0f} %"),
+            f"{one.read / _GIGA:,.1f}",
+            _or_dash(one.read_share, lambda share: f"{100 * share:.0f} %"),
+            _or_dash(one.timing.peak_bytes, _size),
+        ]
+
+
+# What a column is called, in two lines.
+_COLUMNS = (
+    ("", "part"), ("", "cached"), ("", "median"), ("", "±"), ("", "GFLOP/s"), ("of", "ceiling"),
+    ("weights", "GB/s"), ("of", "memory"), ("peak", "memory"),
+)  # fmt: skip
+_PART_WIDTH, _WIDTH = 30, 9
+
+
+def _in_columns(cells: Sequence[str]) -> str:
+    row = "".join(f"{cell:>{_WIDTH}}" for cell in cells[1:])
+    return f"{cells[0]:<{_PART_WIDTH}}{row}".rstrip()
 
 
 def to_json(benchmark: Benchmark, head: dict[str, Any]) -> dict[str, Any]:
@@ -98,56 +148,14 @@ def _comparison_json(comparison: Comparison) -> dict[str, Any]:
     return {**found, "answers": list(found["answers"])}
 
 
-def _ceilings(ceilings: Sequence[Ceilings]) -> str:
-    formats = list(ceilings[0].operations)
-    rows: Rows = [
-        (
-            str(one.threads),
-            *(
-                _or_dash(one.operations[name], lambda rate: f"{rate / _GIGA:,.0f}")
-                for name in formats
-            ),
-            f"{one.read / _GIGA:,.1f}",
-        )
-        for one in ceilings
-    ]
-    header = ("threads", *(f"{name} GFLOP/s" for name in formats), "memory read GB/s")
-    reasons = [f"{name}: {why}" for one in ceilings[:1] for name, why in one.reasons.items()]
-    return "\n".join(["Ceilings, measured through torch", _draw(header, rows, 0), *reasons])
-
-
-def _results(benchmark: Benchmark) -> str:
-    """The passes; what is the same in every row is left to the title."""
-    swept = [
-        (name, [str(getattr(one, field)) for one in benchmark.results])
-        for name, field, values in (
-            ("threads", "threads", benchmark.plan.threads),
-            ("rows", "batch", benchmark.plan.batches),
-        )
-        if len(values) > 1
-    ]
-    rows: Rows = []
-    for place, one in enumerate(benchmark.results):
-        seconds, timing = one.timing.seconds, one.timing
-        rows.append(
-            (
-                one.part,
-                *(values[place] for _, values in swept),
-                f"{one.context:,}",
-                duration(seconds.median),
-                f"{100 * seconds.spread:.0f} %",
-                f"{one.rate / _GIGA:,.1f}",
-                _or_dash(one.operations_share, lambda share: f"{100 * share:.0f} %"),
-                f"{one.read / _GIGA:,.1f}",
-                _or_dash(one.read_share, lambda share: f"{100 * share:.0f} %"),
-                _or_dash(timing.peak_bytes, _size),
-            )
-        )
-    header = (
-        "part", *(name for name, _ in swept), "cached", "median", "±", "GFLOP/s", "of ceiling",
-        "weights GB/s", "of memory", "peak memory",
-    )  # fmt: skip
-    return _draw(header, rows, 1)
+def _ceilings(ceilings: Ceilings) -> str:
+    known = {name: rate for name, rate in ceilings.operations.items() if rate is not None}
+    rates = ", ".join(f"{name} {rate / _GIGA:,.0f} GFLOP/s" for name, rate in known.items())
+    head = (
+        f"Ceilings through torch, threads {ceilings.threads}: {rates}, memory read "
+        f"{ceilings.read / _GIGA:,.1f} GB/s"
+    )
+    return "\n".join([head, *(f"{name}: {why}" for name, why in ceilings.reasons.items())])
 
 
 def _comparison(comparison: Comparison) -> str:
@@ -188,10 +196,10 @@ def _verdict(comparison: Comparison) -> str:
     )
 
 
-def _remarks(benchmark: Benchmark) -> list[str]:
+def _remarks(results: Sequence[Result]) -> list[str]:
     """What a reader of the figures must know."""
     busy = spent = 0.0
-    for one in benchmark.results:
+    for one in results:
         seconds = one.timing.seconds.median * one.timing.seconds.samples
         if one.timing.others_cores is not None:
             busy, spent = busy + one.timing.others_cores * seconds, spent + seconds
@@ -226,7 +234,7 @@ def _draw(header: Sequence[str], rows: Rows, left: int) -> str:
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for column, name in enumerate(header):
         side: Literal["left", "right"] = "left" if column < left else "right"
-        drawn.add_column(_NARROW.get(name, name), justify=side, no_wrap=True)
+        drawn.add_column(name, justify=side, no_wrap=True)
     for row in rows:
         drawn.add_row(*row)
     width = 4 * len(header) + sum(

@@ -109,6 +109,9 @@ class Result:
         return self.weight_bytes / self.timing.seconds.median
 
 
+OnFound = Callable[[Ceilings | Comparison | Result], None]
+
+
 @dataclass(frozen=True)
 class Benchmark:
     """Everything a run has measured."""
@@ -123,13 +126,19 @@ class Benchmark:
 
 
 @torch.inference_mode()
-def run(network: DiffusionGemma, plan: Plan, on_part: OnPart | None = None) -> Benchmark:
-    """Measure `network` as `plan` says; `on_part` hears what is measured next.
+def run(
+    network: DiffusionGemma,
+    plan: Plan,
+    on_part: OnPart | None = None,
+    on_found: OnFound | None = None,
+) -> Benchmark:
+    """Measure `network` as `plan` says.
 
-    Torch's number of threads is what it was afterwards. Raises as `Plan.check`.
+    `on_part` hears what is measured next, `on_found` what was found as soon as it is. Torch's
+    number of threads is what it was afterwards. Raises as `Plan.check`.
     """
     plan.check(network.config)
-    meter = _Meter(network, plan, on_part or (lambda part: None))
+    meter = _Meter(network, plan, on_part or (lambda part: None), on_found or (lambda found: None))
     before = torch.get_num_threads()
     try:
         for threads in plan.threads:
@@ -141,18 +150,25 @@ def run(network: DiffusionGemma, plan: Plan, on_part: OnPart | None = None) -> B
         plan,
         network.config,
         sum(meter.stored.values()),
-        None if network.kernels is None else network.kernels.label,
+        kernels_of(network),
         tuple(meter.ceilings),
         tuple(meter.results),
         tuple(meter.comparisons),
     )
 
 
+def kernels_of(network: DiffusionGemma) -> str | None:
+    """What computes; None for torch alone."""
+    return None if network.kernels is None else network.kernels.label
+
+
 class _Meter:
     """The state of a run: what has been measured so far."""
 
-    def __init__(self, network: DiffusionGemma, plan: Plan, on_part: OnPart) -> None:
-        self.network, self.plan, self.on_part = network, plan, on_part
+    def __init__(
+        self, network: DiffusionGemma, plan: Plan, on_part: OnPart, on_found: OnFound
+    ) -> None:
+        self.network, self.plan, self.on_part, self.on_found = network, plan, on_part, on_found
         self.config = network.config
         self.stored = stored_bytes(network)
         self.value_bytes = bytes_a_value(self.config, self.stored)
@@ -166,6 +182,7 @@ class _Meter:
         if CEILINGS in plan.parts:
             self.on_part("ceilings of the machine")
             self.ceilings.append(measure_ceilings(self.network.device, plan.effort))
+            self.on_found(self.ceilings[-1])
         for batch, (index, context) in itertools.product(plan.batches, enumerate(plan.contexts)):
             self.on_part(f"filling a context of {context:,}, {batch} rows")
             passes = Passes.make(self.network, batch, context)
@@ -203,6 +220,7 @@ class _Meter:
             costs = Costs(batch, length, first, step, commit, token)
             steps = self.plan.steps_per_canvas
             self.comparisons.append(compare(costs, steps, torch.get_num_threads(), context))
+            self.on_found(self.comparisons[-1])
 
     def _time(
         self,
@@ -229,20 +247,20 @@ class _Meter:
         read = sum(work.weights * self.value_bytes.get(name, 0.0) for name, work in counted.items())
         ceilings = self.ceilings[-1] if self.ceilings else None
         best = ceilings.best_for(self.network.dtype) if ceilings else None
-        self.results.append(
-            Result(
-                part=part,
-                threads=torch.get_num_threads(),
-                batch=batch,
-                context=context,
-                tokens=tokens,
-                timing=timing,
-                operations=operations,
-                weight_bytes=read,
-                operations_share=operations / seconds / best if best else None,
-                read_share=read / seconds / ceilings.read if ceilings else None,
-            )
+        result = Result(
+            part=part,
+            threads=torch.get_num_threads(),
+            batch=batch,
+            context=context,
+            tokens=tokens,
+            timing=timing,
+            operations=operations,
+            weight_bytes=read,
+            operations_share=operations / seconds / best if best else None,
+            read_share=read / seconds / ceilings.read if ceilings else None,
         )
+        self.results.append(result)
+        self.on_found(result)
         return seconds
 
 

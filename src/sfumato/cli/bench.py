@@ -28,9 +28,13 @@ from sfumato.settings import Settings
 
 if TYPE_CHECKING:
     from sfumato.api import Model
-    from sfumato.benchmark.run import Benchmark, Plan
+    from sfumato.benchmark.ceilings import Ceilings
+    from sfumato.benchmark.compare import Comparison
+    from sfumato.benchmark.report import Tables
+    from sfumato.benchmark.run import Benchmark, Plan, Result
     from sfumato.config.model import ModelConfig
     from sfumato.evaluation.facts import Facts
+    from sfumato.model.diffusion_gemma import DiffusionGemma
 
 ERASE_LINE = "\r\x1b[2K"
 CONTEXT, PROMPTS = 256, "32,256,1K"
@@ -154,7 +158,8 @@ def bench(
     and spread, operations a second and their share of the ceiling, weights read a second, peak
     memory. Last, diffusion against the autoregressive mode: who is quicker for which answers.
 
-    Nothing else should run meanwhile; the report says what others took.
+    Each figure is shown as soon as it is there. Nothing else should run meanwhile; the report
+    says what others took.
     """
     work.check()
     if checkpoint is not None and options.model is not None:
@@ -169,17 +174,21 @@ def bench(
 
         check_target(reporting.output)
     with leaving_at_once():
+        from sfumato.benchmark.report import Tables
         from sfumato.benchmark.run import run
+        from sfumato.evaluation.facts import gather
 
     plan = work.plan()
     model, name = _model(work.shape, dataclasses.replace(options, model=named), plan)
-    told = tell if sys.stderr.isatty() else None
+    facts = gather(model, name, reporting.commit)
+    progress = Progress(None if reporting.as_json else Tables(plan))
+    if not reporting.as_json:
+        say(title(facts, model.network, plan))
     try:
-        found = run(model.network, plan, told)
+        found = run(model.network, plan, progress.tell, progress.show)
     finally:
-        if told is not None:
-            print(ERASE_LINE, end="", file=sys.stderr, flush=True)
-    _publish(found, model, name, reporting)
+        progress.erase()
+    _publish(found, facts, progress.tables, reporting)
 
 
 def _model(shape: str | None, options: ModelOptions, plan: Plan) -> tuple[Model, str]:
@@ -260,25 +269,42 @@ def _smaller(shape: str, dtype: str, plan: Plan, there: int) -> str:
     return f"--shape released:{fits} fits: that many of its layers, at the same widths"
 
 
-def tell(part: str) -> None:
-    """One line on stderr that each part writes anew."""
-    print(f"{ERASE_LINE}measuring {one_line(part)}", end="", file=sys.stderr, flush=True)
+@dataclass(frozen=True)
+class Progress:
+    """What is seen while a benchmark runs: its tables' rows, and on a terminal what comes next."""
+
+    tables: Tables | None  # None: the report will be one JSON object
+
+    def tell(self, part: str) -> None:
+        """One line on stderr that each part writes anew, if somebody is there to see it."""
+        self.erase()
+        if sys.stderr.isatty():
+            print(f"measuring {one_line(part)}", end="", file=sys.stderr, flush=True)
+
+    def show(self, found: Ceilings | Comparison | Result) -> None:
+        """What was found, on stdout."""
+        if self.tables is not None and (lines := self.tables.add(found)) is not None:
+            self.erase()
+            say(lines)
+
+    def erase(self) -> None:
+        """Take the line away."""
+        if sys.stderr.isatty():
+            print(ERASE_LINE, end="", file=sys.stderr, flush=True)
 
 
-def _publish(found: Benchmark, model: Model, name: str, options: ReportOptions) -> None:
+def _publish(found: Benchmark, facts: Facts, tables: Tables | None, options: ReportOptions) -> None:
     from sfumato.benchmark import report as reports
-    from sfumato.evaluation.facts import gather
     from sfumato.evaluation.files import write_text
 
-    facts = gather(model, name, options.commit)
     as_json = reports.to_json(found, head(facts))
     if options.output is not None:
         text = json.dumps(as_json, indent=2, ensure_ascii=False, allow_nan=False)
         write_text(options.output, text + "\n")
-    if options.as_json:
+    if tables is None:
         print_json(as_json)
-    else:
-        say(reports.text(found, title(facts, found)))
+    elif end := tables.end():
+        say(end.removesuffix("\n"))
 
 
 def head(facts: Facts) -> dict[str, Any]:
@@ -296,15 +322,17 @@ def head(facts: Facts) -> dict[str, Any]:
     }
 
 
-def title(facts: Facts, found: Benchmark) -> str:
-    """What was measured and where, above the tables."""
-    threads = ", ".join(map(str, found.plan.threads))
-    rows = ", ".join(map(str, found.plan.batches))
+def title(facts: Facts, network: DiffusionGemma, plan: Plan) -> str:
+    """What is measured and where, above the tables."""
+    from sfumato.benchmark.run import kernels_of, stored_bytes
+
+    threads, rows = ", ".join(map(str, plan.threads)), ", ".join(map(str, plan.batches))
+    kernels = kernels_of(network)
     return (
-        f"{facts.model} in {facts.dtype}, {human_bytes(found.weight_bytes)} of weights; "
-        f"threads {threads}, rows {rows}\n"
+        f"{facts.model} in {facts.dtype}, {human_bytes(sum(stored_bytes(network).values()))} of "
+        f"weights; threads {threads}, rows {rows}\n"
         f"{facts.processor}, {facts.cores} cores, {facts.device}, "
-        f"{'torch alone' if found.kernels is None else f'kernels {found.kernels}'}; "
+        f"{'torch alone' if kernels is None else f'kernels {kernels}'}; "
         f"sfumato {facts.sfumato} "
         f"(commit {facts.commit}), torch {facts.torch}, {facts.date[:10]}"
     )

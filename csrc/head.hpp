@@ -368,13 +368,14 @@ inline void gather(const Gather& job) {
 template <class Kind>
 inline void logits_of(const Logits& job, const typename Kind::Activation* x, int64_t lda) {
     const Vocabulary<Kind> words = {x, lda, &job.weight, job.cap};
-    const int64_t ids = job.weight.n, rows = job.x.count;
+    const int64_t ids = job.weight.n, rows = job.x.count, groups = (ids + kGroup - 1) / kGroup;
+    const int64_t together = neighbours(rows, groups, job.threads);
 #pragma omp parallel num_threads(job.threads)
     {
         float* c = (float*)scratch(2, sizeof(float) * kChunk * kGroup);
         uint32_t* room = (uint32_t*)scratch(3, sizeof(uint32_t) * kRoomWords);
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t group = 0; group < (ids + kGroup - 1) / kGroup; group++) {
+#pragma omp for schedule(dynamic, together)
+        for (int64_t group = 0; group < groups; group++) {
             const Scores how = words.scores(group);
             for (int64_t row = 0; row < rows; row += kChunk) {
                 const int64_t some = rows - row < kChunk ? rows - row : kChunk;

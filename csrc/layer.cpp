@@ -198,7 +198,7 @@ void Layer::finish(const std::string& set, const Array& x, const Array& mixed, f
     need(heads.count == in.count && to.count == in.count, "x, mixed and out must have as many rows");
     need(mixed.dtype() == x.dtype() && out.dtype() == x.dtype(), "x, mixed and out must be of one dtype");
     need_pairs(heads, weights_[kO]->first);
-    const int64_t size = in.bf16 ? 2 : 4, rows = in.count;
+    const int64_t rows = in.count;
     Room room = {(char*)const_cast<void*>(room_.data()), (int64_t)room_.nbytes()};
     threads_of(threads);
     const Kernels& kernels = set_of(set);

@@ -31,11 +31,12 @@ inline void finish_group(const Linear& job, const float* c, int64_t row, int64_t
 template <class Kind>
 inline void linear_groups(const Linear& job, const typename Kind::Activation* x, int64_t lda) {
     const int64_t groups = (job.weight.n + kGroup - 1) / kGroup;
+    const int64_t together = neighbours(job.x.count, groups, job.threads);
 #pragma omp parallel num_threads(job.threads)
     {
         float* c = (float*)scratch(2, sizeof(float) * kChunk * kGroup);
         uint32_t* room = (uint32_t*)scratch(3, sizeof(uint32_t) * kRoomWords);
-#pragma omp for schedule(dynamic, 1)
+#pragma omp for schedule(dynamic, together)
         for (int64_t group = 0; group < groups; group++)
             for (int64_t row = 0; row < job.x.count; row += kChunk) {
                 const int64_t rows = job.x.count - row < kChunk ? job.x.count - row : kChunk;

@@ -35,9 +35,9 @@ SFUMATO_INLINE v32 weave_low(v32 a, v32 b) { return (v32)_mm256_unpacklo_epi8((_
 SFUMATO_INLINE v32 weave_high(v32 a, v32 b) { return (v32)_mm256_unpackhi_epi8((__m256i)a, (__m256i)b); }
 #endif
 
-// to[i * 16 + j] = rows[j][at + i], for 16 bytes of 16 rows, or 32 at once.
+// to[i * stride + j] = rows[j][at + i], for 16 bytes of 16 rows, or 32 at once.
 template <class V>
-SFUMATO_INLINE void turn(const uint8_t* const* rows, int64_t at, uint8_t* to) {
+SFUMATO_INLINE void turn(const uint8_t* const* rows, int64_t at, uint8_t* to, int64_t stride = kPanel) {
     V a[kPanel], b[kPanel];
     for (int j = 0; j < kPanel; j++) a[j] = load<V>(rows[j] + at);
     // A byte's address is four bits of its vector and four of its place in it. Each round turns the
@@ -51,12 +51,12 @@ SFUMATO_INLINE void turn(const uint8_t* const* rows, int64_t at, uint8_t* to) {
     }
     for (int j = 0; j < kPanel; j++) {
         if constexpr (sizeof(V) == 16) {
-            store(to + j * kPanel, a[j]);
+            store(to + j * stride, a[j]);
         } else {
 #if defined(__AVX2__)
             const __m256i both = (__m256i)a[j];
-            _mm_storeu_si128((__m128i*)(to + j * kPanel), _mm256_castsi256_si128(both));
-            _mm_storeu_si128((__m128i*)(to + (j + 16) * kPanel), _mm256_extracti128_si256(both, 1));
+            _mm_storeu_si128((__m128i*)(to + j * stride), _mm256_castsi256_si128(both));
+            _mm_storeu_si128((__m128i*)(to + (j + 16) * stride), _mm256_extracti128_si256(both, 1));
 #endif
         }
     }
@@ -64,20 +64,22 @@ SFUMATO_INLINE void turn(const uint8_t* const* rows, int64_t at, uint8_t* to) {
 
 constexpr int64_t kSpare = 16 * kPanel;  // bytes before `to` that `columns` may write
 
-// to[i * 16 + j] = rows[j][at + i] for `count` bytes, nothing outside of [0, at + count) being read.
-inline void columns(const uint8_t* const* rows, int64_t at, int64_t count, uint8_t* to) {
+// to[i * stride + j] = rows[j][at + i] for `count` bytes, nothing outside of [0, at + count) being read.
+// What is written before `to` is 16 * stride bytes at most.
+inline void columns(const uint8_t* const* rows, int64_t at, int64_t count, uint8_t* to,
+                    int64_t stride = kPanel) {
     int64_t i = 0;
 #if defined(__AVX2__)
-    for (; i + 32 <= count; i += 32) turn<v32>(rows, at + i, to + i * kPanel);
+    for (; i + 32 <= count; i += 32) turn<v32>(rows, at + i, to + i * stride, stride);
 #endif
-    for (; i + 16 <= count; i += 16) turn<v16>(rows, at + i, to + i * kPanel);
+    for (; i + 16 <= count; i += 16) turn<v16>(rows, at + i, to + i * stride, stride);
     if (i == count) return;
     if (at + count >= 16) {  // the last 16 bytes, some of them once more or before what was asked for
-        turn<v16>(rows, at + count - 16, to + (count - 16) * kPanel);
+        turn<v16>(rows, at + count - 16, to + (count - 16) * stride, stride);
         return;
     }
     for (; i < count; i++)
-        for (int j = 0; j < kPanel; j++) to[i * kPanel + j] = rows[j][at + i];
+        for (int j = 0; j < kPanel; j++) to[i * stride + j] = rows[j][at + i];
 }
 
 // E4M3 to fp32, exactly, subnormals included; the checkpoint reader lets no NaN through.

@@ -10,8 +10,9 @@
 namespace sfumato::SFUMATO_ISA {
 
 #if defined(__AVX2__) && !defined(__AVX512F__)
-// An 8 x 8 square of 32-bit values: to[i * 16 + j] = from[j][i].
-SFUMATO_INLINE void transpose_8x8(const uint32_t* const* from, int64_t at, uint32_t* to) {
+// An 8 x 8 square of 32-bit values: to[i * stride + j] = from[j][at + i].
+SFUMATO_INLINE void transpose_8x8(const uint32_t* const* from, int64_t at, uint32_t* to,
+                                  int64_t stride = kPanel) {
     __m256 a[8], b[8];
     for (int j = 0; j < 8; j++) a[j] = _mm256_loadu_ps((const float*)(from[j] + at));
     for (int j = 0; j < 8; j += 2) {
@@ -25,8 +26,8 @@ SFUMATO_INLINE void transpose_8x8(const uint32_t* const* from, int64_t at, uint3
         a[j + 3] = _mm256_shuffle_ps(b[j + 1], b[j + 3], 0xee);
     }
     for (int i = 0; i < 4; i++) {
-        _mm256_storeu_ps((float*)(to + i * 16), _mm256_permute2f128_ps(a[i], a[i + 4], 0x20));
-        _mm256_storeu_ps((float*)(to + (i + 4) * 16), _mm256_permute2f128_ps(a[i], a[i + 4], 0x31));
+        _mm256_storeu_ps((float*)(to + i * stride), _mm256_permute2f128_ps(a[i], a[i + 4], 0x20));
+        _mm256_storeu_ps((float*)(to + (i + 4) * stride), _mm256_permute2f128_ps(a[i], a[i + 4], 0x31));
     }
 }
 #endif
@@ -99,6 +100,31 @@ SFUMATO_INLINE bool decodes_to_floats([[maybe_unused]] const Matrix& w) {
 #endif
 }
 
+// The beginnings of a panel's 16 rows in memory, beyond the end of the matrix the last one again: computed,
+// not kept. Of NVFP4 those of codes, and of scales.
+struct PanelRows {
+    const uint8_t *rows[kPanel], *scales[kPanel];
+
+    PanelRows() = default;
+
+    SFUMATO_INLINE PanelRows(const Matrix& w, int64_t panel) {
+        const bool other = w.values && panel % 2;
+        const uint8_t* base = (const uint8_t*)(other ? w.values : w.data);
+        const uint8_t* first = other ? w.value_scales : w.scales;
+        const int64_t row = (w.values ? panel / 2 : panel) * kPanel, all = w.values ? w.n / 2 : w.n;
+        const int64_t bytes = w.format == Format::nvfp4_rows ? w.k / 2 : w.stride * size_of(w.format);
+        for (int64_t j = 0; j < kPanel; j++) {
+            const int64_t own = row + j < all ? row + j : all - 1;
+            rows[j] = base + own * bytes;
+            scales[j] = w.format == Format::nvfp4_rows ? first + own * (w.k / 16) : nullptr;
+        }
+    }
+
+    static SFUMATO_INLINE int64_t size_of(Format format) {
+        return format == Format::f32_rows ? 4 : format == Format::bf16_rows ? 2 : 1;
+    }
+};
+
 // What tiles read for panel `panel` and k in [begin, begin + count); `room` holds count * 16 words. Floats
 // are to be had where `decodes_to_floats`, codes where `narrows` (narrow.hpp).
 template <As kAs = As::pairs>
@@ -106,44 +132,32 @@ inline const uint32_t* panel_words(const Matrix& w, int64_t panel, int64_t begin
                                    uint32_t* room) {
     if (w.format == Format::bf16_panels)
         return (const uint32_t*)w.data + (panel * (w.k / 2) + begin / 2) * kPanel;
-    const bool other = w.values && panel % 2;
-    const char* base = (const char*)(other ? w.values : w.data);
-    const int64_t row = (w.values ? panel / 2 : panel) * kPanel, all = w.values ? w.n / 2 : w.n;
-    int64_t own[kPanel];  // beyond the end the last row again: computed, not kept
-    for (int64_t j = 0; j < kPanel; j++) own[j] = row + j < all ? row + j : all - 1;
+    const PanelRows own(w, panel);
     if (w.format == Format::nvfp4_rows) {
-        const uint8_t *codes[kPanel], *scales[kPanel], *first = other ? w.value_scales : w.scales;
-        for (int64_t j = 0; j < kPanel; j++) {
-            codes[j] = (const uint8_t*)base + own[j] * (w.k / 2);
-            scales[j] = first + own[j] * (w.k / 16);
-        }
         // Next to be read: these rows' next run, or after the last one the next group's rows.
         const int64_t group = w.values ? kGroup / 2 : kGroup;
         const int64_t ahead = begin + count < w.k ? count / 2 : (group * w.k - begin) / 2;
         if constexpr (kAs == As::codes) {
-            raise_nvfp4(codes, scales, begin, count, ahead, room);
+            raise_nvfp4(own.rows, own.scales, begin, count, ahead, room);
             return room;
         }
 #if defined(__AVX2__)
-        decode_nvfp4<kAs == As::floats>(codes, scales, begin, count, ahead, room);
+        decode_nvfp4<kAs == As::floats>(own.rows, own.scales, begin, count, ahead, room);
 #else
-        decode_nvfp4(codes, scales, begin, count, ahead, room);
+        decode_nvfp4(own.rows, own.scales, begin, count, ahead, room);
 #endif
         return room;
     }
     if (w.format == Format::i8_rows) {
-        const uint8_t* bytes[kPanel];
-        for (int64_t j = 0; j < kPanel; j++) bytes[j] = (const uint8_t*)base + own[j] * w.stride;
         if constexpr (kAs == As::codes)
-            raise_bytes(bytes, begin, count, room);
+            raise_bytes(own.rows, begin, count, room);
         else
-            widen_bytes(bytes, begin, count, room);
+            widen_bytes(own.rows, begin, count, room);
         return room;
     }
-    const int64_t size = w.format == Format::f32_rows ? 4 : 2;
+    const int64_t size = PanelRows::size_of(w.format);
     const uint32_t* rows[kPanel];
-    for (int64_t j = 0; j < kPanel; j++)
-        rows[j] = (const uint32_t*)(base + (own[j] * w.stride + begin) * size);
+    for (int64_t j = 0; j < kPanel; j++) rows[j] = (const uint32_t*)(own.rows[j] + begin * size);
     transpose(rows, count * size / 4, room);
     return room;
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "narrow.hpp"
+#include "one_row.hpp"
 
 namespace sfumato::SFUMATO_ISA {
 
@@ -163,6 +164,13 @@ inline void group_product(const typename Kind::Activation* x, int64_t lda, int64
     const int64_t panels = (w.n + kPanel - 1) / kPanel, first = group * kPanelsInGroup;
     const int own = (int)(panels - first < kPanelsInGroup ? panels - first : kPanelsInGroup);
     memset(c, 0, sizeof(float) * rows * kGroup);
+    if constexpr (__is_same(Kind, FloatRows)) {
+        if (rows == 1 && own == kPanelsInGroup && serves_one_row(w)) {
+            one_row(x, w, group, c);
+            if (w.row_scales) scale_columns(w, group, rows, c);
+            return;
+        }
+    }
     for (int64_t begin = 0; begin < w.k; begin += kRun) {
         const int64_t count = w.k - begin < kRun ? w.k - begin : kRun;
         const uint32_t* words[kPanelsInGroup];
@@ -193,6 +201,12 @@ inline void group_product(const typename Kind::Activation* x, int64_t lda, int64
         }
     }
     if (w.row_scales) scale_columns(w, group, rows, c);
+}
+
+// How many groups a thread takes at once: of one row in sequence, as each asks memory for the next one's.
+SFUMATO_INLINE int64_t neighbours(int64_t rows, int64_t groups, int threads) {
+    const int64_t fair = rows == 1 ? groups / (4 * threads) : 1;
+    return fair < 1 ? 1 : fair < 16 ? fair : 16;
 }
 
 SFUMATO_INLINE void widen_row(const uint16_t* from, int64_t count, float* to) {

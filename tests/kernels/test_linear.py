@@ -156,6 +156,38 @@ def test_a_row_has_its_bits_alone_and_with_any_threads(
         torch.set_num_threads(before)
 
 
+@given(st.integers(1, 5), st.integers(1, 200), st.integers(1, 80), st.booleans(), st.integers(0, 99))
+@many
+def test_a_quantised_row_has_its_bits_alone(
+    kernels: Kernels, tiles: int, n: int, sixteens: int, gated: bool, seed: int
+) -> None:
+    """Of one row some sets take weights another way: whole groups of 64 channels, and what is left."""
+    k = 16 * sixteens
+    halves = [quantise(_matrix(16 * tiles if gated else n, k, seed + i).float()) for i in range(2)]
+    if gated:
+        weights = [nvfp4(halves[:1], halves[1:])]
+    else:
+        weights = [nvfp4(halves[:1]), int8(quantise_rows(_matrix(n, k + 2 * (seed % 8), seed)))]
+    for weight in weights:
+        for dtype in DTYPES:
+            x = _matrix(3, weight.k, seed + 3, dtype)
+            x[0, :: seed % 5 + 1] = 0.0
+            x[1, seed % k] = 1e-38
+            together = linear(x, weight, kernels)
+            for row in range(3):
+                assert torch.equal(linear(x[row : row + 1], weight, kernels)[0], together[row])
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), 1e-42])
+def test_a_row_alone_has_its_bits_with_what_is_no_number(kernels: Kernels, value: float) -> None:
+    stored = _matrix(130, 160, 1)
+    for weight in (nvfp4([quantise(stored.float())]), int8(quantise_rows(stored))):
+        x = _matrix(2, 160, 2, torch.float32)
+        x[0, 137] = value
+        together, alone = linear(x, weight, kernels), linear(x[:1], weight, kernels)
+        assert torch.equal(alone[0].view(torch.int32), together[0].view(torch.int32))
+
+
 def test_layouts_agree_to_the_bit(kernels: Kernels) -> None:
     weight, x = _matrix(50, 1200, 1), _matrix(33, 1200, 2, torch.float32)
     assert torch.equal(linear(x, rows(weight), kernels), linear(x, panels(weight), kernels))

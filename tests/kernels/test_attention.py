@@ -251,7 +251,7 @@ def test_heads_are_the_reference(
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(batch, length, count, 2 * half, generator=generator)
     weight = torch.rand(2 * half, generator=generator) + 0.5
-    angles = torch.rand(batch, length, half, generator=generator).repeat(1, 1, 2) * 6
+    angles = torch.rand(batch, length, half, generator=generator).repeat(1, 1, 2)[:, :, None] * 6
     tables = (angles.cos(), angles.sin())
     for own_weight, own_tables in ((weight, tables), (None, None), (weight, None)):
         for dtype, bound in ((torch.float32, 2e-6), (torch.bfloat16, 2e-2)):

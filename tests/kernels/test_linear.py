@@ -156,12 +156,14 @@ def test_a_row_has_its_bits_alone_and_with_any_threads(
         torch.set_num_threads(before)
 
 
-@given(st.integers(1, 5), st.integers(1, 200), st.integers(1, 80), st.booleans(), st.integers(0, 99))
+@given(
+    st.integers(1, 5), st.integers(1, 200), st.integers(1, 80), st.booleans(), st.integers(0, 99)
+)
 @many
 def test_a_quantised_row_has_its_bits_alone(
     kernels: Kernels, tiles: int, n: int, sixteens: int, gated: bool, seed: int
 ) -> None:
-    """Of one row some sets take weights another way: whole groups of 64 channels, and what is left."""
+    """Of one row some sets take weights another way, if in whole groups of 64 channels."""
     k = 16 * sixteens
     halves = [quantise(_matrix(16 * tiles if gated else n, k, seed + i).float()) for i in range(2)]
     if gated:

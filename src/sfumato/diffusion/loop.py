@@ -63,7 +63,8 @@ class _Canvases:
 
     Where rows draw apart, finished rows have left the computation: `at` are the rows [R] that the
     tensors of a step belong to. Where they share a generator all rows go on to the end, as in the
-    reference, and what finished ones compute is thrown away.
+    reference, and what finished ones compute is thrown away. Until a row finishes, which in a batch
+    of one is the end, the tensors of a step are taken as they are.
     """
 
     def __init__(self, start: Tensor) -> None:
@@ -73,15 +74,40 @@ class _Canvases:
         self.entropies = torch.zeros(rows, length, device=start.device)
         self.accepted = torch.zeros(rows, length, dtype=torch.bool, device=start.device)
         self.finished = torch.zeros(rows, dtype=torch.bool, device=start.device)
+        self.all_going = True
         self.steps = torch.zeros(rows, dtype=torch.long, device=start.device)
 
     def take(self, argmax: Tensor, current: Tensor, entropies: Tensor, accepted: Tensor) -> None:
         """Put in what a step found [R, L], but for the rows that had finished before it."""
+        if self.all_going:
+            self.steps += 1
+            self.argmax, self.current = argmax, current
+            self.entropies, self.accepted = entropies, accepted
+            return
         going = ~self.finished[self.at]
         at = self.at[going]
         self.steps[at] += 1
         self.argmax[at], self.current[at] = argmax[going], current[going]
         self.entropies[at], self.accepted[at] = entropies[going], accepted[going]
+
+    def of_step(self, held: Tensor) -> Tensor:
+        """What is `held` of the rows that the tensors of a step belong to."""
+        return held if self.all_going else held[self.at]
+
+    def finish(self, done: Tensor) -> None:
+        """Let the rows that are `done` [R] be finished."""
+        if not bool(done.any()):
+            return
+        if self.all_going:  # from here on rows are written into what the steps gave
+            self.argmax, self.current = self.argmax.clone(), self.current.clone()
+            self.entropies, self.accepted = self.entropies.clone(), self.accepted.clone()
+            self.all_going = False
+        self.finished[self.at] |= done
+
+    @property
+    def all_finished(self) -> bool:
+        """Whether no row goes on."""
+        return not self.all_going and bool(self.finished.all())
 
     def start_anew(self, noise: Tensor) -> None:
         """Put `noise` [R, L] where a step begins, but for the rows that have finished."""
@@ -125,17 +151,18 @@ def refine_canvas(
     for taken in range(1, attempts.total + 1):
         remaining = torch.tensor(attempts.left(taken), device=canvases.at.device)
         temperature = denoising.temperature.at(remaining)
-        current = canvases.current[canvases.at]
+        current = canvases.of_step(canvases.current)
         step = steps.take(net, current, cache, temperature, believed, draws)
         accepted = denoising.acceptance.accept(step.entropies)
         fresh = draws.canvas(len(canvases.at), length, vocab_size)
         renoised = torch.where(accepted, step.sampled, fresh)
         canvases.take(step.argmax, renoised, step.entropies, accepted)
-        done = denoising.stopping.done(canvases.argmax[canvases.at], step.entropies, history)
-        canvases.finished[canvases.at] |= done
+        argmax = canvases.of_step(canvases.argmax)
+        done = denoising.stopping.done(argmax, step.entropies, history)
+        canvases.finish(done)
         if on_step is not None:
             on_step(canvases.event(canvas_index, taken, attempts.total))
-        if bool(canvases.finished.all()) or taken == attempts.total:
+        if canvases.all_finished or taken == attempts.total:
             break
         anew = attempts.left(taken) == 1
         leaving = draws.apart and bool(done.any())

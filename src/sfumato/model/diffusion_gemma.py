@@ -8,7 +8,7 @@ checkpoint, tied weights held once.
 from __future__ import annotations
 
 import functools
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +87,19 @@ class Body(nn.Module):
         self.encoder = Encoder(config)
 
 
+class _Turning(NamedTuple):
+    """Rotary tables that the steps of a canvas share."""
+
+    start: Tensor
+    length: int
+    dtype: torch.dtype
+    tables: dict[LayerKind, tuple[Tensor, Tensor]]
+
+    def serves(self, start: Tensor, length: int, dtype: torch.dtype) -> bool:
+        """Whether they are those of canvases after the very same prefix."""
+        return self.start is start and (self.length, self.dtype) == (length, dtype)
+
+
 # Cells of one pass's attention mask, rows x new positions x all positions, where torch wants it
 # written. Longer prompts are encoded in several passes: memory grows with their length and not with
 # its square. Up to 8,192 positions a single prompt is one pass, and has the reference's bits.
@@ -115,6 +128,7 @@ class DiffusionGemma(nn.Module):
         self.int8_table: Int8Tensor | None = None  # the embedding, if it is stored so
         self.refused: dict[str, str] = {}  # modules that no kernel serves, and why
         self._table: tuple[Tensor, Weight] | None = None
+        self._turning: _Turning | None = None
         self.model = Body(config)
 
     @property
@@ -337,9 +351,7 @@ class DiffusionGemma(nn.Module):
             raise InputError("the cache is empty", hint="encode a prompt before denoising")
         x = self.model.decoder.self_conditioning.combine(self.embed(canvas), soft_embeddings)
         length = canvas.shape[1]
-        steps = torch.arange(length, device=canvas.device)
-        positions = cache.next_position[:, None] + steps
-        tables = self.tables(positions, x.dtype)
+        tables = self._canvas_tables(cache.next_position, length, x.dtype)
         sights: dict[LayerKind, Visibility] = {}
         for index, layer in enumerate(self.layers):
             queries, fresh = layer.project(x, tables[layer.kind])
@@ -347,7 +359,7 @@ class DiffusionGemma(nn.Module):
             if cache.padded and layer.kind not in sights:
                 # Without padding a sliding layer's slots are just the window: nothing to hide.
                 window = cache.window if cache.sliding[index] else None
-                slots = cache.slots(index, positions)[:, :-length]
+                slots = cache.slots(index, cache.next_position[:, None][:, :0])
                 sights[layer.kind] = Canvas(cache.next_position, slots, window, length)
             mixed = self._mix(layer, cache, index, queries, fresh, pair, sights.get(layer.kind))
             x = layer.finish(x, mixed, layer.layer_scalar)
@@ -400,13 +412,35 @@ class DiffusionGemma(nn.Module):
     def tables(
         self, positions: Tensor, dtype: torch.dtype
     ) -> dict[LayerKind, tuple[Tensor, Tensor]]:
-        """Rotary tables by layer kind for `positions` [B, S]."""
+        """Rotary tables [B, S, 1, H] by layer kind for `positions` [B, S].
+
+        They are in `dtype`, and for kernels in fp32, with the values that `dtype` can hold.
+        """
         text = self.config.text
         dims = {layer.kind: layer.head_dim for layer in text.layers}
-        return {
+        found = {
             kind: rotary_tables(positions, text.rope(kind), dim, dtype)
             for kind, dim in dims.items()
         }
+        if self.kernels is None:
+            return found
+        return {kind: (cosines.float(), sines.float()) for kind, (cosines, sines) in found.items()}
+
+    def _canvas_tables(
+        self, start: Tensor, length: int, dtype: torch.dtype
+    ) -> dict[LayerKind, tuple[Tensor, Tensor]]:
+        """`tables` of canvases of `length` from positions `start` [B] on.
+
+        Kernels, which record no gradients, have those of the step before if the canvases are its.
+        """
+        held = self._turning
+        if self.kernels is not None and held is not None and held.serves(start, length, dtype):
+            return held.tables
+        positions = start[:, None] + torch.arange(length, device=start.device)
+        found = self.tables(positions, dtype)
+        if self.kernels is not None:
+            self._turning = _Turning(start, length, dtype, found)
+        return found
 
     def _image_places(self, input_ids: Tensor, soft_tokens: Tensor) -> Tensor:
         """Where the image tokens are [B, T]. InputError unless there is one for each soft token."""

@@ -200,6 +200,16 @@ def kernel_weights(module: nn.Module) -> tuple[Weight, ...]:
 
 
 def _wide(tables: tuple[Tensor, Tensor], rows: int) -> tuple[Tensor, Tensor]:
-    """Rotary tables [rows or 1, S, 1, H] as kernels take them: fp32 [rows, S, H]."""
-    cosines, sines = (table.squeeze(2).float().expand(rows, -1, -1) for table in tables)
-    return cosines.contiguous(), sines.contiguous()
+    """Rotary tables [rows or 1, S, 1, H] as kernels take them: fp32 [rows, S, 1, H], without gaps.
+
+    Those of `DiffusionGemma.tables` are so already, and every layer of a pass is given the same.
+    """
+    cosines, sines = (
+        table if table.dtype == torch.float32 and table.shape[0] == rows else _spread(table, rows)
+        for table in tables
+    )
+    return cosines, sines
+
+
+def _spread(table: Tensor, rows: int) -> Tensor:
+    return table.float().expand(rows, -1, -1, -1).contiguous()

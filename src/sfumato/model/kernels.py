@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from sfumato.errors import InputError
 from sfumato.model.diffusion_gemma import DiffusionGemma
 from sfumato.model.experts import Experts
-from sfumato.model.fast_layer import FastLayer
+from sfumato.model.fast_layer import FastLayer, Gain
 from sfumato.model.linear import Linear
 from sfumato.model.mlp import GatedMLP
 from sfumato.ops import attention as attention_op
 from sfumato.ops import experts as experts_op
 from sfumato.ops import head as head_op
 from sfumato.ops import linear as linear_op
+from sfumato.ops import norm as norm_op
 from sfumato.ops.kernels import Kernels
 from sfumato.ops.weight import PANEL, Weight, nvfp4, panels, rows
 from sfumato.quant.int8 import decode as decode_rows
@@ -69,8 +70,23 @@ def use_kernels(network: DiffusionGemma, kernels: Kernels | None) -> dict[str, s
                 layer.self_attn.parts_kernel = layer.fast.mix_parts
             else:
                 refused[f"layers.{index}.self_attn"] = declined
+    _use_norms(network, kernels)
     network.kernels, network.refused = kernels, refused
     return refused
+
+
+def _use_norms(network: DiffusionGemma, kernels: Kernels | None) -> None:
+    """The norms outside of the layers."""
+    decoder = network.model.decoder
+    before = decoder.self_conditioning
+    for module in (decoder.norm, before.pre_norm):
+        module.kernel = None if kernels is None else _norm_kernel(Gain.of(module), kernels)
+    closing = Gain(None, before.eps)
+    before.closing_kernel = None if kernels is None else _norm_kernel(closing, kernels)
+
+
+def _norm_kernel(gain: Gain, kernels: Kernels) -> partial[Tensor]:
+    return partial(norm_op.norm, weight=gain.weight, eps=gain.eps, kernels=kernels)
 
 
 def narrowed(network: DiffusionGemma) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from sfumato.model.linear import Kernel
+
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     """Normalise the last dimension of `x` [..., D] to unit root mean square, times `weight` [D].
@@ -22,7 +24,9 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
 
 
 class RMSNorm(nn.Module):
-    """`rms_norm` with a learned weight of size `dim`."""
+    """`rms_norm` with a learned weight of size `dim`; `kernel`, if set, computes it."""
+
+    kernel: Kernel | None = None
 
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
@@ -31,4 +35,4 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `x` [..., dim]."""
-        return rms_norm(x, self.weight, self.eps)
+        return rms_norm(x, self.weight, self.eps) if self.kernel is None else self.kernel(x)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from sfumato.model.linear import Kernel
 from sfumato.model.mlp import GatedMLP
 from sfumato.model.norm import RMSNorm, rms_norm
 
@@ -11,8 +12,11 @@ from sfumato.model.norm import RMSNorm, rms_norm
 class SelfConditioning(GatedMLP):
     """A gated MLP over soft embeddings, added to the canvas embeddings and normalised.
 
-    The closing norm has no weight and applies at the first step too, when the signal is zero.
+    The closing norm has no weight and applies at the first step too, when the signal is zero;
+    `closing_kernel`, if set, computes it.
     """
+
+    closing_kernel: Kernel | None = None
 
     def __init__(self, hidden: int, inner: int, eps: float) -> None:
         super().__init__(hidden, inner)
@@ -26,4 +30,6 @@ class SelfConditioning(GatedMLP):
         """
         if soft_embeddings is not None:
             embeddings = embeddings + self(self.pre_norm(soft_embeddings))
+        if self.closing_kernel is not None:
+            return self.closing_kernel(embeddings)
         return rms_norm(embeddings, None, self.eps)

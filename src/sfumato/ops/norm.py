@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sfumato.ops.kernels import Kernels, give
 
-Tables = tuple[Tensor, Tensor]  # cosines and sines, fp32 [B, S, H]
+Tables = tuple[Tensor, Tensor]  # cosines and sines, fp32 [B, S, 1, H], without gaps
 
 
 def norm(
@@ -84,7 +84,7 @@ def heads_reference(x: Tensor, weight: Tensor | None, eps: float, tables: Tables
     """`heads` in torch."""
     out = _normalised(x, weight, eps)
     if tables is not None:
-        cosines, sines = (one[:, :, None] for one in tables)
+        cosines, sines = tables
         first, second = out.chunk(2, dim=-1)
         out = out * cosines + torch.cat([-second, first], dim=-1) * sines
     return out.transpose(1, 2).contiguous().to(x.dtype)

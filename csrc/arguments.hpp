@@ -27,6 +27,7 @@ inline void need(bool condition, const std::string& message) {
 }
 
 inline void need_contiguous(const Array& a, const char* name) {
+    if (a.size() == 0) return;
     int64_t step = 1;
     for (size_t i = a.ndim(); i-- > 0;) {
         need(a.shape(i) <= 1 || a.stride(i) == step, std::string(name) + " must be contiguous");

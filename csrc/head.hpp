@@ -389,10 +389,38 @@ inline void logits_of(const Logits& job, const typename Kind::Activation* x, int
     }
 }
 
+template <class Kind>
+inline void chances_of(const Chances& job, const typename Kind::Activation* x, int64_t lda) {
+    const Vocabulary<Kind> words = {x, lda, &job.weight, job.cap};
+#pragma omp parallel num_threads(job.threads)
+    {
+        float* c = (float*)scratch(2, sizeof(float) * kGroup);
+        uint32_t* room = (uint32_t*)scratch(3, sizeof(uint32_t) * kRoomWords);
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t row = 0; row < job.x.count; row++) {
+            int64_t held = -1;  // the group that is in c
+            for (int64_t i = row * job.count; i < (row + 1) * job.count; i++) {
+                const int64_t group = job.ids[i] / kGroup;
+                if (group != held) {
+                    group_product<Kind>(x + row * lda, lda, 1, job.weight, group, c, room);
+                    finish_scores(c, words.scores(group), job.temperatures[row]);
+                    held = group;
+                }
+                job.out[i] = c[job.ids[i] % kGroup] - job.log_sum[row];
+            }
+        }
+    }
+}
+
 // A head and its soft embeddings must take the same way through the tiles: their bits must agree.
 inline void head(const Head& job) {
     with_rows(job.x, job.weight, job.threads,
               [&]<class Kind>(const typename Kind::Activation* x, int64_t lda) { head_of<Kind>(job, x, lda); });
+}
+
+inline void chances(const Chances& job) {
+    with_rows(job.x, job.weight, job.threads,
+              [&]<class Kind>(const typename Kind::Activation* x, int64_t lda) { chances_of<Kind>(job, x, lda); });
 }
 
 inline void logits(const Logits& job) {

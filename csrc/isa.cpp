@@ -1,4 +1,5 @@
 // Compiled once for each instruction set, with SFUMATO_ISA its name and the flags that allow it.
+#include "accept.hpp"
 #include "attention.hpp"
 #include "experts.hpp"
 #include "head.hpp"
@@ -30,6 +31,6 @@ static bool usable() {
 #define SFUMATO_NAME(name) SFUMATO_TEXT(name)
 
 extern const Kernels kernels = {SFUMATO_NAME(SFUMATO_ISA), kMultipliesBytes, usable, linear, experts, head,
-                               soft, logits, gather, norm, heads, attention, route};
+                               chances, soft, logits, gather, norm, heads, attention, route, accept};
 
 }  // namespace sfumato::SFUMATO_ISA

@@ -80,6 +80,28 @@ struct Head {
     int threads;
 };
 
+// out[r, i] = s - log_sum[r] of the id ids[r, i], with the bits of the s that `Head` has summed.
+struct Chances {
+    Rows x;
+    Matrix weight;
+    float cap;
+    const float *temperatures, *log_sum;  // [rows]
+    const int64_t* ids;                   // [rows, count]
+    int64_t count;
+    float* out;  // [rows, count]
+    int threads;
+};
+
+// Which positions keep what was sampled, and the canvas that this makes; all are [rows, length].
+struct Accept {
+    const float* entropies;
+    const int64_t *sampled, *fresh;
+    int64_t rows, length;
+    float bound;
+    uint8_t* accepted;
+    int64_t* renoised;
+};
+
 // out[r] = cap * tanh(x . w / cap), written out for all ids.
 struct Logits {
     Rows x;
@@ -174,6 +196,7 @@ struct Kernels {
     void (*linear)(const Linear&);
     void (*experts)(const Experts&);
     void (*head)(const Head&);
+    void (*chances)(const Chances&);
     void (*soft)(const Soft&);
     void (*logits)(const Logits&);
     void (*gather)(const Gather&);
@@ -181,6 +204,7 @@ struct Kernels {
     void (*heads)(const Heads&);
     void (*attention)(const Attention&);
     void (*route)(const Route&);
+    void (*accept)(const Accept&);
 };
 
 // Every instruction set this library was compiled for, the fastest on this processor first.

@@ -93,6 +93,30 @@ void run_head(const std::string& set, const Array& x, const Weight& weight, floa
     if (rows > 0) kernels.head(job);
 }
 
+void run_chances(const std::string& set, const Array& x, const Weight& weight, float cap,
+                 const Array& temperatures, const Array& log_sum, const Array& ids, const Array& out,
+                 int threads) {
+    need(weight.experts == 1 && !weight.values, "the head takes one matrix");
+    need(ids.ndim() == 2, "ids must have two dimensions");
+    Chances job = {};
+    job.x = rows_of(x, "x", weight.first.k);
+    job.weight = weight.first;
+    job.cap = cap;
+    need_pairs(job.x, weight.first);
+    job.temperatures = vector_of<float>(temperatures, "temperatures", job.x.count);
+    job.log_sum = vector_of<float>(log_sum, "log_sum", job.x.count);
+    job.count = (int64_t)ids.shape(1);
+    job.ids = table_of<int64_t>(ids, "ids", job.x.count, job.count);
+    job.out = const_cast<float*>(table_of<float>(out, "out", job.x.count, job.count));
+    job.threads = threads_of(threads);
+    need(cap > 0, "cap must be above zero");
+    for (int64_t i = 0; i < job.x.count * job.count; i++)
+        need(job.ids[i] >= 0 && job.ids[i] < weight.first.n, "ids name one that is not there");
+    const Kernels& kernels = set_of(set);
+    nb::gil_scoped_release free;
+    if (job.x.count > 0) kernels.chances(job);
+}
+
 // Whether soft embeddings can be made of a table.
 void need_rows(const Weight& table) {
     need(table.experts == 1 && !table.values, "there is one table");
@@ -293,6 +317,24 @@ void run_route(const std::string& set, const Array& scores, const Array& scales,
     kernels.route(job);
 }
 
+void run_accept(const std::string& set, const Array& entropies, const Array& sampled, const Array& fresh,
+                float bound, const Array& accepted, const Array& renoised) {
+    need(entropies.ndim() == 2, "entropies must have two dimensions");
+    Accept job = {};
+    job.rows = (int64_t)entropies.shape(0);
+    job.length = (int64_t)entropies.shape(1);
+    need(job.length < (1ll << 31), "a canvas is too long");
+    job.entropies = table_of<float>(entropies, "entropies", job.rows, job.length);
+    job.sampled = table_of<int64_t>(sampled, "sampled", job.rows, job.length);
+    job.fresh = table_of<int64_t>(fresh, "fresh", job.rows, job.length);
+    job.bound = bound;
+    job.accepted = const_cast<uint8_t*>(table_of<uint8_t>(accepted, "accepted", job.rows, job.length));
+    job.renoised = const_cast<int64_t*>(table_of<int64_t>(renoised, "renoised", job.rows, job.length));
+    const Kernels& kernels = set_of(set);
+    nb::gil_scoped_release free;
+    kernels.accept(job);
+}
+
 }  // namespace
 
 NB_MODULE(_kernels, module) {
@@ -326,6 +368,8 @@ NB_MODULE(_kernels, module) {
                nb::arg("temperatures"), nb::arg("uniforms").none(), nb::arg("argmax"),
                nb::arg("sample").none(), nb::arg("entropy"), nb::arg("maximum"), nb::arg("log_sum"),
                nb::arg("group_maximum"), nb::arg("threads"));
+    module.def("chances", run_chances, nb::arg("set"), nb::arg("x"), nb::arg("weight"), nb::arg("cap"),
+               nb::arg("temperatures"), nb::arg("log_sum"), nb::arg("ids"), nb::arg("out"), nb::arg("threads"));
     module.def("soft", run_soft, nb::arg("set"), nb::arg("x"), nb::arg("weight"), nb::arg("cap"),
                nb::arg("temperatures"), nb::arg("maximum"), nb::arg("log_sum"), nb::arg("group_maximum"),
                nb::arg("factor"), nb::arg("out"), nb::arg("threads"));
@@ -335,6 +379,8 @@ NB_MODULE(_kernels, module) {
                nb::arg("out"), nb::arg("threads"));
     module.def("route", run_route, nb::arg("set"), nb::arg("scores"), nb::arg("scales"), nb::arg("chosen"),
                nb::arg("shares"));
+    module.def("accept", run_accept, nb::arg("set"), nb::arg("entropies"), nb::arg("sampled"),
+               nb::arg("fresh"), nb::arg("bound"), nb::arg("accepted"), nb::arg("renoised"));
     module.def("norm", run_norm, nb::arg("set"), nb::arg("x"), nb::arg("weight").none(),
                nb::arg("residual").none(), nb::arg("eps"), nb::arg("scale"), nb::arg("out"),
                nb::arg("threads"));

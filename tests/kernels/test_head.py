@@ -8,11 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sfumato.errors import InputError
 from sfumato.ops.head import (
     Beliefs,
     declines,
     gather,
     head,
+    log_probabilities,
     logits,
     reference,
     scores,
@@ -62,6 +64,37 @@ def test_head_is_the_reference(
             assert expected.sample is not None
             differs = found.sample != expected.sample
             assert not bool((differs & ~_near_boundary(own, one, temperatures, uniforms)).any())
+
+
+@given(st.integers(1, 40), st.integers(1, 400), st.integers(1, 60), st.integers(0, 999))
+@many
+def test_log_probabilities_are_the_reference_with_the_bits_of_the_logits(
+    kernels: Kernels, length: int, vocab: int, half: int, seed: int
+) -> None:
+    x, table, temperatures, _ = _case(length, vocab, 2 * half, seed)
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(vocab, (length, seed % 5), generator=generator)
+    for one in (rows(table), rows(table.float()), int8(quantise_rows(table))):
+        for own in (x, x.bfloat16()):
+            given_ = (own, one, CAP, temperatures)
+            found = log_probabilities(*given_, head(*given_, None, kernels), ids, kernels)
+            expected = log_probabilities(*given_, reference(*given_, None), ids)
+            torch.testing.assert_close(found, expected, rtol=0, atol=2e-4)
+            warm = (own, one, CAP, torch.ones(length))
+            beliefs = head(*warm, None, kernels)
+            written = logits(own, one, CAP, kernels).gather(1, ids) - beliefs.log_sum[:, None]
+            assert torch.equal(log_probabilities(*warm, beliefs, ids, kernels), written)
+
+
+def test_log_probabilities_of_ids_that_are_not_there_are_refused(kernels: Kernels) -> None:
+    x, table, temperatures, _ = _case(2, 70, 16, 1)
+    one = rows(table)
+    beliefs = head(x, one, CAP, temperatures, None, kernels)
+    for wrong in (-1, 70):
+        ids = torch.tensor([[3], [wrong]])
+        for own in (kernels, None):
+            with pytest.raises(InputError, match="from 0 to 69"):
+                log_probabilities(x, one, CAP, temperatures, beliefs, ids, own)
 
 
 @given(st.integers(1, 50), st.integers(1, 400), st.integers(1, 60), st.integers(0, 999))

@@ -37,7 +37,7 @@ class TableNetwork:
         self.table = torch.diag(torch.linspace(1.0, 9.0, VOCAB))
         text = SimpleNamespace(vocab_size=VOCAB)
         self.config = SimpleNamespace(text=text, canvas_length=LENGTH)
-        self.dtype = torch.float32
+        self.dtype, self.kernels = torch.float32, None
         self.encoded: list[Tensor] = []
         self.computed = 0  # rows given to `denoise`, over all steps
 

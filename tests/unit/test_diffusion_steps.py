@@ -50,6 +50,13 @@ def test_a_fused_step_finds_what_a_plain_one_finds(kernels: Kernels | None) -> N
         use_kernels(net, kernels)
         fused = FusedSteps().take(net, canvas, net.encode(ids), temperature, None, draws)
         assert torch.equal(plain.argmax, fused.argmax)
+        asked = torch.stack([plain.argmax, canvas], dim=-1)
+        chances = plain.log_probabilities(asked), fused.log_probabilities(asked)
+        torch.testing.assert_close(*chances, rtol=0, atol=5e-4)
+        assert bool((chances[0][..., 0] >= chances[0][..., 1]).all())
+        for step in (plain, fused):
+            with pytest.raises(InputError, match="vocabulary"):
+                step.log_probabilities(asked - 1000)
         torch.testing.assert_close(plain.entropies, fused.entropies, rtol=1e-4, atol=1e-4)
         # Terms below e^-10 of the largest are left out: of 97 ids at most 0.4 % of the whole.
         believed = fused.believed(None)

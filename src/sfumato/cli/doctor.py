@@ -28,7 +28,7 @@ RELEASED_BF16 = 51_647_701_024
 RELEASED_NVFP4 = 16_426_983_128
 _PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "huggingface_hub", "jinja2", "pillow")
 _PRODUCTS = ("projections", "experts", "head", "soft embeddings")
-_BY_KERNELS = (*_PRODUCTS, "attention", "norms and router", "sampling")
+_BY_KERNELS = (*_PRODUCTS, "attention", "norms and router", "sampling", "accepting")
 
 
 def doctor(

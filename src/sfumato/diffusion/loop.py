@@ -153,9 +153,10 @@ def refine_canvas(
         temperature = denoising.temperature.at(remaining)
         current = canvases.of_step(canvases.current)
         step = steps.take(net, current, cache, temperature, believed, draws)
-        accepted = denoising.acceptance.accept(step.entropies)
         fresh = draws.canvas(len(canvases.at), length, vocab_size)
-        renoised = torch.where(accepted, step.sampled, fresh)
+        accepted, renoised = denoising.acceptance.accept(
+            step.entropies, step.sampled, fresh, net.kernels
+        )
         canvases.take(step.argmax, renoised, step.entropies, accepted)
         argmax = canvases.of_step(canvases.argmax)
         done = denoising.stopping.done(argmax, step.entropies, history)

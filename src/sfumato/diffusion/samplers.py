@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from sfumato.errors import CheckpointError
+from sfumato.ops.accept import accept
+from sfumato.ops.kernels import Kernels
 
 
 def entropy(logits: Tensor) -> Tensor:
@@ -35,11 +37,11 @@ class EntropyBound:
 
     bound: float
 
-    def accept(self, entropies: Tensor) -> Tensor:
-        """Mask [B, L], true on accepted positions, for `entropies` [B, L]."""
-        ordered, places = torch.sort(entropies, dim=-1)
-        chosen = torch.cumsum(ordered, dim=-1) - ordered <= self.bound
-        return torch.zeros_like(chosen).scatter(-1, places, chosen)
+    def accept(
+        self, entropies: Tensor, sampled: Tensor, fresh: Tensor, kernels: Kernels | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Which positions [B, L] are accepted, and the canvas: `sampled` there, else `fresh`."""
+        return accept(entropies, sampled, fresh, self.bound, kernels)
 
 
 def check_finite(values: Tensor) -> None:

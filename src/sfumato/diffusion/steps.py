@@ -16,7 +16,7 @@ from torch import Tensor
 from sfumato.diffusion.samplers import Draws, check_finite, entropy
 from sfumato.kv.cache import KVCache
 from sfumato.model.diffusion_gemma import DiffusionGemma
-from sfumato.ops.head import Beliefs, head, soft
+from sfumato.ops.head import Beliefs, check_ids, head, log_probabilities, soft
 
 
 class Taken(Protocol):
@@ -33,6 +33,12 @@ class Taken(Protocol):
     @property
     def entropies(self) -> Tensor:
         """Nats [R, L]."""
+
+    def log_probabilities(self, ids: Tensor) -> Tensor:
+        """What `ids` [R, L, N] had in the step's distributions, fp32 of that shape.
+
+        Raises InputError for an id that is not in the vocabulary.
+        """
 
     def believed(self, rows: Tensor | None) -> Tensor:
         """What to tell the next step of the `rows` (a mask [R], None for all)."""
@@ -62,6 +68,10 @@ class _Plain:
     sampled: Tensor
     entropies: Tensor
     logits: Tensor
+
+    def log_probabilities(self, ids: Tensor) -> Tensor:
+        check_ids(ids, self.logits.shape[-1])
+        return torch.log_softmax(self.logits.float(), dim=-1).gather(-1, ids)
 
     def believed(self, rows: Tensor | None) -> Tensor:
         return self.logits if rows is None else self.logits[rows]
@@ -111,6 +121,19 @@ class _Fused:
     @property
     def entropies(self) -> Tensor:
         return self._shaped(self.beliefs.entropy)
+
+    def log_probabilities(self, ids: Tensor) -> Tensor:
+        net = self.net
+        found = log_probabilities(
+            self.hidden.flatten(0, 1),
+            net.table,
+            net.config.text.final_logit_softcapping,
+            self.temperatures,
+            self.beliefs,
+            ids.flatten(0, 1),
+            net.kernels,
+        )
+        return found.view(ids.shape)
 
     def believed(self, rows: Tensor | None) -> Tensor:
         hidden, temperatures, beliefs = self.hidden, self.temperatures, self.beliefs

@@ -7,6 +7,7 @@ For each row of hidden states x [R, D] with the embedding table [V, D] and a tem
     entropy = of softmax(s), in nats
     sample = the id at which softmax(s)'s distribution function first exceeds u, for a u in [0, 1)
     soft = factor * sum of softmax(s) over the table's rows
+    log_probabilities = log softmax(s), of the ids that are asked for
 
 `soft` leaves out terms below e^-10 of a row's largest. Kernel and reference agree: entropy within
 1e-4, argmax and sample equal unless two candidates differ by less than their rounding.
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sfumato.errors import InputError
 from sfumato.ops.kernels import Kernels, give
 from sfumato.ops.linear import ACTIVATIONS
 from sfumato.ops.weight import Weight
@@ -125,6 +127,44 @@ def soft(
         kernels.threads,
     )
     return out
+
+
+def log_probabilities(
+    x: Tensor,
+    table: Weight,
+    cap: float,
+    temperatures: Tensor,
+    beliefs: Beliefs,
+    ids: Tensor,
+    kernels: Kernels | None = None,
+) -> Tensor:
+    """Of `ids` int64 [R, N], fp32 [R, N], for `beliefs` that `head` found for the same `x` [R, D].
+
+    Only what is asked for is computed again. Raises InputError for an id that is not in the table.
+    """
+    check_ids(ids, table.n)
+    if kernels is None:
+        found = scores(x, table, cap, temperatures).gather(1, ids)
+        return found - beliefs.log_sum[:, None]
+    out = torch.empty(ids.shape)
+    kernels.native.chances(
+        kernels.name,
+        give(x.contiguous()),
+        table.native(kernels),
+        cap,
+        give(temperatures.contiguous()),
+        give(beliefs.log_sum),
+        give(ids.contiguous()),
+        give(out),
+        kernels.threads,
+    )
+    return out
+
+
+def check_ids(ids: Tensor, vocab_size: int) -> None:
+    """Raise InputError if one of `ids` is not in the vocabulary."""
+    if ids.numel() and not (int(ids.min()) >= 0 and int(ids.max()) < vocab_size):
+        raise InputError(f"ids must be from 0 to {vocab_size - 1}, the last of the vocabulary")
 
 
 def logits(x: Tensor, table: Weight, cap: float, kernels: Kernels | None = None) -> Tensor:

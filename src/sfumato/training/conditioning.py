@@ -86,5 +86,5 @@ class SelfConditioning:
         draws = SharedDraws(generator)
         rows, length = current.shape
         sampled = draws.sample(torch.softmax(logits, dim=-1))
-        accepted = EntropyBound(self.entropy_bound).accept(entropy(logits))
-        return torch.where(accepted, sampled, draws.canvas(rows, length, logits.shape[-1]))
+        fresh = draws.canvas(rows, length, logits.shape[-1])
+        return EntropyBound(self.entropy_bound).accept(entropy(logits), sampled, fresh)[1]

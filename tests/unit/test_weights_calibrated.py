@@ -258,7 +258,7 @@ def test_reserved_space_is_zeros(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """Where the system cannot reserve, zeros are written."""
     monkeypatch.delattr(os, "posix_fallocate")
     with (tmp_path / "file").open("wb") as file:
-        moments_module._reserve(file.fileno(), 3_000_000)
+        moments_module._reserve(file, 3_000_000)
     assert (tmp_path / "file").read_bytes() == bytes(3_000_000)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -60,7 +61,7 @@ class Moments:
         self.folder.mkdir(exist_ok=True)
         for name, (count, size) in self._shapes.items():
             with self._path(name).open("wb") as file:
-                _reserve(file.fileno(), 4 * count * size * size)
+                _reserve(file, 4 * count * size * size)
             self._rows[name] = [0] * count
 
     def resume(self) -> None:
@@ -148,11 +149,11 @@ def _shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     return shapes
 
 
-def _reserve(descriptor: int, size: int) -> None:
+def _reserve(file: BinaryIO, size: int) -> None:
     """Zeros on the disk, not promised ones: a full disk is an error now and not a crash later."""
     if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(descriptor, 0, size)
+        os.posix_fallocate(file.fileno(), 0, size)
         return
     zeros = bytes(1 << 20)
     for start in range(0, size, len(zeros)):
-        os.write(descriptor, zeros[: min(len(zeros), size - start)])
+        file.write(zeros[: size - start])

@@ -155,5 +155,4 @@ def _reserve(file: BinaryIO, size: int) -> None:
         os.posix_fallocate(file.fileno(), 0, size)
         return
     zeros = bytes(1 << 20)
-    for start in range(0, size, len(zeros)):
-        file.write(zeros[: size - start])
+    file.writelines(zeros[: size - start] for start in range(0, size, len(zeros)))

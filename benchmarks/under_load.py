@@ -67,6 +67,8 @@ def beside(what: str, threads: int) -> Iterator[None]:
         time.sleep(5)  # it loads torch and a model first
         try:
             yield
+            if program.poll() is not None:
+                raise SystemExit(f"{what} ended by itself: nothing was measured beside it")
         finally:
             program.kill()
 

@@ -298,3 +298,8 @@ def test_a_context_that_the_model_cannot_have_is_refused_first(bench: Bench) -> 
     dataclasses.replace(long, given=None).check(["growth"])
     with pytest.raises(UsageError, match="must be above 16"):
         dataclasses.replace(bench, contexts=(16, 16)).check([])
+
+
+def test_without_git_the_commit_is_unknown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert bars.commit() == "unknown"

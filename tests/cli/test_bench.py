@@ -193,5 +193,6 @@ def test_interrupted_it_leaves_at_once_and_writes_nothing(tmp_path: Path) -> Non
     finally:
         program.kill()
     assert (program.returncode, err) == (INTERRUPTED, b"")
-    assert b"Traceback" not in out
+    # What was shown until then are whole lines of the report.
+    assert out == b"" or (out.startswith(b"small in float32") and out.endswith(b"\n"))
     assert list(tmp_path.iterdir()) == []

@@ -54,7 +54,7 @@ class Tables:
     def end(self) -> str:
         """The lines to show when all has been measured; nothing if there are none."""
         remarks = _remarks(self._results)
-        return "".join(f"\n{one}\n" for one in [*map(_comparison, self._comparisons), *remarks])
+        return "\n".join(f"\n{one}" for one in [*map(_comparison, self._comparisons), *remarks])
 
     def _row(self, one: Result) -> list[str]:
         seconds = one.timing.seconds

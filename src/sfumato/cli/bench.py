@@ -304,7 +304,7 @@ def _publish(found: Benchmark, facts: Facts, tables: Tables | None, options: Rep
     if tables is None:
         print_json(as_json)
     elif end := tables.end():
-        say(end.removesuffix("\n"))
+        say(end)
 
 
 def head(facts: Facts) -> dict[str, Any]:

@@ -390,7 +390,7 @@ inline void logits_of(const Logits& job, const typename Kind::Activation* x, int
 }
 
 template <class Kind>
-inline void chances_of(const Chances& job, const typename Kind::Activation* x, int64_t lda) {
+inline void log_probabilities_of(const LogProbabilities& job, const typename Kind::Activation* x, int64_t lda) {
     const Vocabulary<Kind> words = {x, lda, &job.weight, job.cap};
 #pragma omp parallel num_threads(job.threads)
     {
@@ -418,9 +418,10 @@ inline void head(const Head& job) {
               [&]<class Kind>(const typename Kind::Activation* x, int64_t lda) { head_of<Kind>(job, x, lda); });
 }
 
-inline void chances(const Chances& job) {
-    with_rows(job.x, job.weight, job.threads,
-              [&]<class Kind>(const typename Kind::Activation* x, int64_t lda) { chances_of<Kind>(job, x, lda); });
+inline void log_probabilities(const LogProbabilities& job) {
+    with_rows(job.x, job.weight, job.threads, [&]<class Kind>(const typename Kind::Activation* x, int64_t lda) {
+        log_probabilities_of<Kind>(job, x, lda);
+    });
 }
 
 inline void logits(const Logits& job) {

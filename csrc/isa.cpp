@@ -31,6 +31,6 @@ static bool usable() {
 #define SFUMATO_NAME(name) SFUMATO_TEXT(name)
 
 extern const Kernels kernels = {SFUMATO_NAME(SFUMATO_ISA), kMultipliesBytes, usable, linear, experts, head,
-                               chances, soft, logits, gather, norm, heads, attention, route, accept};
+                               log_probabilities, soft, logits, gather, norm, heads, attention, route, accept};
 
 }  // namespace sfumato::SFUMATO_ISA

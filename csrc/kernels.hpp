@@ -81,7 +81,7 @@ struct Head {
 };
 
 // out[r, i] = s - log_sum[r] of the id ids[r, i], with the bits of the s that `Head` has summed.
-struct Chances {
+struct LogProbabilities {
     Rows x;
     Matrix weight;
     float cap;
@@ -196,7 +196,7 @@ struct Kernels {
     void (*linear)(const Linear&);
     void (*experts)(const Experts&);
     void (*head)(const Head&);
-    void (*chances)(const Chances&);
+    void (*log_probabilities)(const LogProbabilities&);
     void (*soft)(const Soft&);
     void (*logits)(const Logits&);
     void (*gather)(const Gather&);

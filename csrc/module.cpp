@@ -93,12 +93,12 @@ void run_head(const std::string& set, const Array& x, const Weight& weight, floa
     if (rows > 0) kernels.head(job);
 }
 
-void run_chances(const std::string& set, const Array& x, const Weight& weight, float cap,
-                 const Array& temperatures, const Array& log_sum, const Array& ids, const Array& out,
-                 int threads) {
+void run_log_probabilities(const std::string& set, const Array& x, const Weight& weight, float cap,
+                           const Array& temperatures, const Array& log_sum, const Array& ids,
+                           const Array& out, int threads) {
     need(weight.experts == 1 && !weight.values, "the head takes one matrix");
     need(ids.ndim() == 2, "ids must have two dimensions");
-    Chances job = {};
+    LogProbabilities job = {};
     job.x = rows_of(x, "x", weight.first.k);
     job.weight = weight.first;
     job.cap = cap;
@@ -114,7 +114,7 @@ void run_chances(const std::string& set, const Array& x, const Weight& weight, f
         need(job.ids[i] >= 0 && job.ids[i] < weight.first.n, "ids name one that is not there");
     const Kernels& kernels = set_of(set);
     nb::gil_scoped_release free;
-    if (job.x.count > 0) kernels.chances(job);
+    if (job.x.count > 0) kernels.log_probabilities(job);
 }
 
 // Whether soft embeddings can be made of a table.
@@ -368,8 +368,9 @@ NB_MODULE(_kernels, module) {
                nb::arg("temperatures"), nb::arg("uniforms").none(), nb::arg("argmax"),
                nb::arg("sample").none(), nb::arg("entropy"), nb::arg("maximum"), nb::arg("log_sum"),
                nb::arg("group_maximum"), nb::arg("threads"));
-    module.def("chances", run_chances, nb::arg("set"), nb::arg("x"), nb::arg("weight"), nb::arg("cap"),
-               nb::arg("temperatures"), nb::arg("log_sum"), nb::arg("ids"), nb::arg("out"), nb::arg("threads"));
+    module.def("log_probabilities", run_log_probabilities, nb::arg("set"), nb::arg("x"), nb::arg("weight"),
+               nb::arg("cap"), nb::arg("temperatures"), nb::arg("log_sum"), nb::arg("ids"), nb::arg("out"),
+               nb::arg("threads"));
     module.def("soft", run_soft, nb::arg("set"), nb::arg("x"), nb::arg("weight"), nb::arg("cap"),
                nb::arg("temperatures"), nb::arg("maximum"), nb::arg("log_sum"), nb::arg("group_maximum"),
                nb::arg("factor"), nb::arg("out"), nb::arg("threads"));

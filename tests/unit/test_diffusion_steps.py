@@ -51,9 +51,9 @@ def test_a_fused_step_finds_what_a_plain_one_finds(kernels: Kernels | None) -> N
         fused = FusedSteps().take(net, canvas, net.encode(ids), temperature, None, draws)
         assert torch.equal(plain.argmax, fused.argmax)
         asked = torch.stack([plain.argmax, canvas], dim=-1)
-        chances = plain.log_probabilities(asked), fused.log_probabilities(asked)
-        torch.testing.assert_close(*chances, rtol=0, atol=5e-4)
-        assert bool((chances[0][..., 0] >= chances[0][..., 1]).all())
+        found, expected = fused.log_probabilities(asked), plain.log_probabilities(asked)
+        torch.testing.assert_close(found, expected, rtol=0, atol=5e-4)
+        assert bool((expected[..., 0] >= expected[..., 1]).all())
         for step in (plain, fused):
             with pytest.raises(InputError, match="vocabulary"):
                 step.log_probabilities(asked - 1000)
@@ -64,6 +64,20 @@ def test_a_fused_step_finds_what_a_plain_one_finds(kernels: Kernels | None) -> N
         rows = torch.tensor([False, True])
         assert torch.equal(fused.believed(rows), believed[1:]) or kernels is None
         torch.testing.assert_close(fused.believed(rows), believed[1:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_log_probabilities_are_of_the_very_distribution(dtype: torch.dtype) -> None:
+    """What is told to the next step is rounded to the network's dtype; this is not."""
+    net = _network(3).to(dtype)
+    temperature = torch.tensor(0.7)
+    with torch.inference_mode():
+        canvas, cache = _ids(net, 2, net.config.canvas_length), net.encode(_ids(net, 2, 9))
+        step = PLAIN.take(net, canvas, cache, temperature, None, draws_for(0, net.device))
+        exact = torch.log_softmax(net.denoise(canvas, cache) / temperature, dim=-1)
+        asked = exact.argsort(dim=-1)[..., ::9]
+        assert torch.equal(step.log_probabilities(asked), exact.gather(-1, asked))
+        assert step.believed(None).dtype == dtype
 
 
 def _generated(net: DiffusionGemma, ids: Tensor, seed: int | list[int], steps: Steps) -> Generation:

@@ -67,14 +67,15 @@ class _Plain:
     argmax: Tensor
     sampled: Tensor
     entropies: Tensor
-    logits: Tensor
+    logits: Tensor  # fp32, divided by the temperature
+    dtype: torch.dtype  # the network's
 
     def log_probabilities(self, ids: Tensor) -> Tensor:
         check_ids(ids, self.logits.shape[-1])
-        return torch.log_softmax(self.logits.float(), dim=-1).gather(-1, ids)
+        return torch.log_softmax(self.logits, dim=-1).gather(-1, ids)
 
     def believed(self, rows: Tensor | None) -> Tensor:
-        return self.logits if rows is None else self.logits[rows]
+        return (self.logits if rows is None else self.logits[rows]).to(self.dtype)
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class PlainSteps:
         """See `Steps`; what is told are the logits, divided by the temperature."""
         logits = net.denoise(current, cache, believed) / temperature
         sampled = draws.sample(torch.softmax(logits, dim=-1))
-        return _Plain(logits.argmax(dim=-1), sampled, entropy(logits), logits.to(net.dtype))
+        return _Plain(logits.argmax(dim=-1), sampled, entropy(logits), logits, net.dtype)
 
 
 PLAIN = PlainSteps()

@@ -147,7 +147,7 @@ def log_probabilities(
         found = scores(x, table, cap, temperatures).gather(1, ids)
         return found - beliefs.log_sum[:, None]
     out = torch.empty(ids.shape)
-    kernels.native.chances(
+    kernels.native.log_probabilities(
         kernels.name,
         give(x.contiguous()),
         table.native(kernels),

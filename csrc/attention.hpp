@@ -296,7 +296,8 @@ inline void run_block(const Attention& job, const Block& block, const Span& span
 // Threads that have work worth waking them for: a million operations each.
 inline int worth(const Attention& job) {
     const double work = 4.0 * job.batch * job.heads * job.rows * job.slots * job.dim;
-    return work < 1e6 * job.threads ? 1 + (int)(work / 1e6) : job.threads;
+    const int some = work < 1e6 * job.threads ? (int)(work / 1e6) : job.threads;
+    return some < 1 ? 1 : some;
 }
 
 template <class Kind>

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <exception>
 
 namespace sfumato {
 
@@ -137,11 +138,18 @@ void Layer::by_parts(int64_t rows, int threads, const Work& work) const {
     const int parts = (int)std::min<int64_t>(threads, std::max<int64_t>(1, rows / kPartRows));
     const bool shared = !in_cache_ || rows > kMostPartRows * parts;
     if (shared || parts == 1) return work(Part{0, rows, shared ? threads : 1});
+    std::exception_ptr problem;  // none may leave the region by itself: memory may run out
 #pragma omp parallel for num_threads(parts) schedule(static)
     for (int t = 0; t < parts; t++) {
         const int64_t begin = rows * t / parts, end = rows * (t + 1) / parts;
-        work(Part{begin, end - begin, 1});
+        try {
+            work(Part{begin, end - begin, 1});
+        } catch (...) {
+#pragma omp critical
+            problem = std::current_exception();
+        }
     }
+    if (problem) std::rethrow_exception(problem);
 }
 
 void Layer::project(const std::string& set, const Array& x, const Array& cosines, const Array& sines,

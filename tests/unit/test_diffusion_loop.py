@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sfumato.config.generation import GenerationConfig
-from sfumato.diffusion.events import Generation, StepEvent
+from sfumato.diffusion.events import CommitEvent, Generation, StepEvent
 from sfumato.diffusion.loop import Watchers, generate
 from sfumato.diffusion.samplers import draws_for
 from sfumato.kv.cache import KVCache
@@ -127,6 +127,45 @@ def test_finished_rows_are_not_computed_where_rows_draw_apart() -> None:
     together = TableNetwork()
     out = run(1, 5, one, together)
     assert together.computed == 5 * max(out.stats.steps)
+
+
+def test_rows_that_have_stopped_are_not_computed_where_rows_draw_apart() -> None:
+    """Nor encoded: what others write after them is as if they had never been there."""
+    settings = SETTINGS.replace(eos_token_id=(20,), pad_token_id=0)
+    seeds = list(range(8))
+    network, events, commits = TableNetwork(), [], []
+    out = run(seeds, 8, settings, network, on_step=events.append, on_commit=commits.append)
+    canvases = out.stats.canvases
+    assert len(set(canvases)) > 1
+    assert network.computed == sum(out.stats.steps)
+    assert [len(ids) for ids in network.encoded] == [
+        sum(count > index for count in canvases) for index in range(1, max(canvases))
+    ]
+    for row, seed in enumerate(seeds):
+        alone = run(seed, 1, settings)
+        assert alone.tokens[0] == out.tokens[row]
+        assert (alone.stats.steps[0], alone.stats.canvases[0]) == (
+            out.stats.steps[row],
+            canvases[row],
+        )
+    for event in (*events, *commits):
+        stopped = torch.tensor(canvases) <= event.canvas_index
+        shown = event.tokens if isinstance(event, CommitEvent) else event.current
+        assert len(shown) == 8
+        assert not bool(shown[stopped].any())
+        assert not isinstance(event, StepEvent) or bool(event.finished[stopped].all())
+
+
+def test_with_one_generator_rows_that_have_stopped_are_padding() -> None:
+    settings = SETTINGS.replace(eos_token_id=(20,), pad_token_id=1)
+    network = TableNetwork()
+    out = run(1, 8, settings, network)
+    assert len(set(out.stats.canvases)) > 1
+    for index, ids in enumerate(network.encoded, start=1):
+        assert len(ids) == 8
+        for row, written in enumerate(out.tokens):
+            own = written[(index - 1) * LENGTH : index * LENGTH]
+            assert ids[row].tolist() == own + [1] * (LENGTH - len(own))
 
 
 @pytest.mark.parametrize("seed", [4, [4, 5, 6]])

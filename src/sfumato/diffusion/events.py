@@ -9,7 +9,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class StepEvent:
-    """One denoising step just taken. Tensors are [B, L] unless said otherwise."""
+    """One denoising step just taken. Tensors are [B, L] unless said otherwise.
+
+    Rows with seeds of their own that stopped on an earlier canvas are finished, and zeros.
+    """
 
     canvas_index: int
     step: int  # steps taken on this canvas, this one included
@@ -23,7 +26,7 @@ class StepEvent:
 
 @dataclass(frozen=True)
 class CommitEvent:
-    """A canvas [B, L] has been committed."""
+    """A canvas [B, L] has been committed; zeros where a row with its own seed had stopped."""
 
     canvas_index: int
     tokens: Tensor

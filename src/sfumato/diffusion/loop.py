@@ -65,16 +65,21 @@ class _Canvases:
     tensors of a step belong to. Where they share a generator all rows go on to the end, as in the
     reference, and what finished ones compute is thrown away. Until a row finishes, which in a batch
     of one is the end, the tensors of a step are taken as they are.
+
+    Rows of the batch that are not `writing` [B] have left before: `start` has none of them, and
+    what is held of them is zeros.
     """
 
-    def __init__(self, start: Tensor) -> None:
-        rows, length = start.shape
-        self.at = torch.arange(rows, device=start.device)
-        self.argmax, self.current = start.clone(), start.clone()
+    def __init__(self, start: Tensor, writing: Tensor) -> None:
+        rows, length = len(writing), start.shape[1]
+        self.at = writing.nonzero()[:, 0]
+        self.current = start.new_zeros(rows, length)
+        self.current[self.at] = start
+        self.argmax = self.current.clone()
         self.entropies = torch.zeros(rows, length, device=start.device)
         self.accepted = torch.zeros(rows, length, dtype=torch.bool, device=start.device)
-        self.finished = torch.zeros(rows, dtype=torch.bool, device=start.device)
-        self.all_going = True
+        self.finished = ~writing
+        self.all_going = len(self.at) == rows
         self.steps = torch.zeros(rows, dtype=torch.long, device=start.device)
 
     def take(self, argmax: Tensor, current: Tensor, entropies: Tensor, accepted: Tensor) -> None:
@@ -137,14 +142,20 @@ def refine_canvas(
     steps: Steps = PLAIN,
     canvas_index: int = 0,
     on_step: OnStep | None = None,
+    writing: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Denoise one canvas after the cached prefix.
 
     Returns the argmax canvas [B, L] and the steps each row took [B]. A row that is done keeps its
     canvas while others go on; one that is not done when an attempt ends starts anew from noise.
+    `cache` and `draws` have the rows that are `writing` (a mask [B], all if None); the canvas of
+    any other row is zeros, and it takes no step.
     """
     vocab_size, length = net.config.text.vocab_size, net.config.canvas_length
-    canvases = _Canvases(draws.canvas(cache.batch_size, length, vocab_size))
+    start = draws.canvas(cache.batch_size, length, vocab_size)
+    if writing is None:
+        writing = torch.ones(len(start), dtype=torch.bool)
+    canvases = _Canvases(start, writing.to(start.device))
     believed: Tensor | None = None
     history = denoising.stopping.history()
     attempts = denoising.attempts
@@ -191,8 +202,9 @@ def generate(
     """Write canvases after the encoded prompt until every row has stopped or is long enough.
 
     `steps` is how each denoising step is taken, `PlainSteps` or `FusedSteps`.
-    Each committed canvas but the last is encoded, so `cache` grows. Text is left to the caller,
-    who has the tokenizer.
+    Each committed canvas but the last is encoded, so `cache` grows, until a row stops: where rows
+    draw apart it leaves the computation, which goes on with a smaller cache. Text is left to the
+    caller, who has the tokenizer.
     """
     started = time.perf_counter()
     denoising = Denoising.of(config)
@@ -200,6 +212,7 @@ def generate(
     tokens: list[list[int]] = [[] for _ in range(rows)]
     counts, canvases = [0] * rows, [0] * rows
     open_rows = set(range(rows))
+    writing = torch.ones(rows, dtype=torch.bool)  # the rows that `cache` and `draws` have
     for index in range(math.ceil(config.max_new_tokens / net.config.canvas_length)):
         canvas, taken = refine_canvas(
             net,
@@ -209,6 +222,7 @@ def generate(
             steps=steps,
             canvas_index=index,
             on_step=watchers.on_step,
+            writing=writing,
         )
         if watchers.on_commit is not None:
             watchers.on_commit(CommitEvent(index, canvas))
@@ -224,7 +238,11 @@ def generate(
                 open_rows.discard(row)
         if not open_rows:
             break
-        net.encode(_padded(canvas, kept, config.pad_token_id), cache)
+        if draws.apart and len(open_rows) < int(writing.sum()):
+            still = torch.tensor([row in open_rows for row in range(rows)])
+            cache, draws = cache.select(still[writing]), draws.only(still[writing])
+            writing = still
+        net.encode(_padded(canvas, kept, config.pad_token_id)[writing], cache)
     tokens = [row[: config.max_new_tokens] for row in tokens]
     rates = [len(row) / count for row, count in zip(tokens, counts, strict=True)]
     seconds = time.perf_counter() - started

@@ -133,7 +133,9 @@ def test_rows_that_have_stopped_are_not_computed_where_rows_draw_apart() -> None
     """Nor encoded: what others write after them is as if they had never been there."""
     settings = SETTINGS.replace(eos_token_id=(20,), pad_token_id=0)
     seeds = list(range(8))
-    network, events, commits = TableNetwork(), [], []
+    network = TableNetwork()
+    events: list[StepEvent] = []
+    commits: list[CommitEvent] = []
     out = run(seeds, 8, settings, network, on_step=events.append, on_commit=commits.append)
     canvases = out.stats.canvases
     assert len(set(canvases)) > 1

@@ -236,10 +236,9 @@ class Model:
         if not prompts:
             return []
         rows = [self.chat.render([Message("user", prompt)]) for prompt in prompts]
-        cells = self.config.canvas_length * self.config.text.vocab_size
-        together = max(1, ANSWER_LOGITS // cells)
+        together = self.rows_together
         answers: list[str] = []
-        fast = self._with_fastest_loop()
+        fast = self.with_fastest_loop()
         for start in range(0, len(rows), together):
             group = rows[start : start + together]
             ids, mask = self.pad(group)
@@ -263,7 +262,13 @@ class Model:
         """
         return "plain" if self.network.kernels is None else "fast"
 
-    def _with_fastest_loop(self) -> Model:
+    @property
+    def rows_together(self) -> int:
+        """Rows that the plain loop may answer at once, for the memory that their logits take."""
+        cells = self.config.canvas_length * self.config.text.vocab_size
+        return max(1, ANSWER_LOGITS // cells)
+
+    def with_fastest_loop(self) -> Model:
         """This model, or a copy that knows its tokenizer too, with a loop chosen."""
         if self.loop is not None:
             return self

@@ -179,3 +179,14 @@ def test_stacked_matrices_are_what_they_are_alone() -> None:
         assert float((packed == alone.packed).float().mean()) > 0.98
         same = scale.view(torch.uint8) == alone.scale.view(torch.uint8)
         assert float(same.float().mean()) > 0.98
+
+
+@pytest.mark.parametrize("power", [-100, 100, 118])
+def test_a_power_of_two_changes_no_bit(power: int) -> None:
+    """Weights may be near fp32's largest number: no square of an error may pass it."""
+    weight, own = weight_of(5, 96, 3), feedback(inputs_of(200, 96, 4))
+    other = weight * 2.0**power
+    wanted = compensated(weight, own, scale_of(weight))
+    found = compensated(other, own, scale_of(weight) * 2.0**power)
+    assert torch.equal(found.packed, wanted.packed)
+    assert torch.equal(found.scale.view(torch.uint8), wanted.scale.view(torch.uint8))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import torch
 from sfumato.config.parse import load_config
 from sfumato.errors import CheckpointError, InputError
 from sfumato.model.diffusion_gemma import DiffusionGemma
+from sfumato.model.watch import watching
+from sfumato.quant import compensated
 from sfumato.quant.compensated import quantise_compensated
 from sfumato.quant.nvfp4 import FOUR_OVER_SIX, Nvfp4Tensor, quantise
 from sfumato.weights import moments as moments_module
@@ -97,22 +100,35 @@ def test_experts_of_a_large_model_share_theirs(monkeypatch: pytest.MonkeyPatch) 
     assert moments_module._shapes(CONFIG)[f"{stem}.gate_up_proj"] == (SHAPE.experts, SHAPE.hidden)
     monkeypatch.setattr(moments_module, "_OWN_BYTES", 1000)
     few = moments_module._shapes(CONFIG)
-    assert few[f"{stem}.gate_up_proj"] == (1, SHAPE.hidden)
+    assert few[stem] == (1, SHAPE.hidden)
+    assert f"{stem}.gate_up_proj" not in few
     assert few[f"{stem}.down_proj"][0] == SHAPE.experts
 
 
-def test_shared_moments_are_the_sum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(moments_module, "_OWN_BYTES", 1000)
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_row_counts_once_where_experts_share_their_moments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: bool
+) -> None:
+    """However many experts it chose; where they have their own, once for each."""
+    if shared:
+        monkeypatch.setattr(moments_module, "_OWN_BYTES", 1000)
     moments = Moments(tmp_path, CONFIG)
     moments.begin()
-    stem = "model.decoder.layers.0.experts"
-    rows = torch.randn(6, SHAPE.hidden)
-    moments.note(f"{stem}.gate_up_proj", 0, rows[:2])
-    moments.note(f"{stem}.gate_up_proj", 3, rows[2:])
-    for module_name in (f"{stem}.0.gate_proj", f"{stem}.2.up_proj"):
-        found, count = moments.moments(module_name)
-        assert count == 6
-        assert torch.allclose(found, rows.t() @ rows, atol=1e-4)
+    network = DiffusionGemma(CONFIG).eval()
+    randomise(network, 1)
+    met: list[tuple[torch.Tensor, torch.Tensor]] = []
+    network.layers[0].experts.register_forward_pre_hook(lambda _, x: met.append((x[0], x[2])))
+    with watching(network, moments.note), torch.inference_mode():
+        network.encode(torch.arange(3, 23)[None])
+    (rows, chosen), stem = met[0], "model.decoder.layers.0.experts"
+    for expert in range(SHAPE.experts):
+        own = rows if shared else rows[(chosen == expert).any(dim=1)]
+        for part in ("gate", "up"):
+            found, count = moments.moments(f"{stem}.{expert}.{part}_proj")
+            assert count == len(own)
+            assert torch.allclose(found, own.t() @ own, rtol=1e-4, atol=1e-5)
+    with pytest.raises(KeyError):
+        moments.note(f"{stem}.gate", 0, rows)
 
 
 def test_errors_are_passed_on(source: Path, tmp_path: Path) -> None:
@@ -220,6 +236,79 @@ def test_a_run_killed_while_it_calibrates_begins_anew(source: Path, tmp_path: Pa
     assert contents(tmp_path / "q") == contents(tmp_path / "r")
 
 
+def test_a_mark_that_could_not_be_written_marks_nothing(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is full when the moments are whole: the next run calibrates, and ends."""
+    noting = Noting()
+
+    def half(path: Path, *_: Any) -> None:
+        path.write_bytes(b"{")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(moments_module, "write_json", half)
+        with pytest.raises(CheckpointError, match="No space left"):
+            quantise_checkpoint(source, tmp_path / "q", calibration=noting.calibration)
+    quantise_checkpoint(source, tmp_path / "q", calibration=noting.calibration)
+    assert noting.times == 2
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "q"]
+
+
+@pytest.mark.parametrize("step", ["plan", "name"])
+def test_a_run_killed_at_its_very_end_goes_on(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    noting = Noting()
+    settings: dict[str, Any] = {
+        "max_shard_bytes": SMALL_SHARDS,
+        "calibration": noting.calibration,
+    }
+    quantise_checkpoint(source, tmp_path / "whole", **settings)
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink" if step == "plan" else "rmdir", stop)
+        (tmp_path / "q").mkdir()
+        with pytest.raises(KeyboardInterrupt):
+            quantise_checkpoint(source, tmp_path / "q", **settings)
+    report = quantise_checkpoint(source, tmp_path / "q", **settings)
+    assert (report.reused == report.files) == (step == "plan")
+    assert contents(tmp_path / "q") == contents(tmp_path / "whole")
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["q", "whole"]
+
+
+def test_what_a_killed_run_could_not_delete_serves_no_other(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files have their names, the moments behind them are half gone: nothing takes them up."""
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", lambda *_, **__: None)
+        quantise_checkpoint(source, tmp_path / "q", calibration=Noting().calibration)
+    assert len(list(tmp_path.iterdir())) == 2
+    shutil.rmtree(tmp_path / "q")
+    other = Noting(3)
+    quantise_checkpoint(source, tmp_path / "q", calibration=other.calibration)
+    assert other.times == 1
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "q"]
+
+
+def test_the_moments_must_fit_too(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Said before the model answers, and not after hours of it."""
+    quantise_checkpoint(source, tmp_path / "plain")
+    size = sum(path.stat().st_size for path in (tmp_path / "plain").iterdir())
+    usage = shutil.disk_usage(tmp_path)._replace(free=size + 1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    noting = Noting()
+    with pytest.raises(CheckpointError, match="to be written and the disk has"):
+        quantise_checkpoint(source, tmp_path / "q", calibration=noting.calibration)
+    assert noting.times == 0
+
+
 @pytest.mark.parametrize("damage", ["short", "rows", "gone"])
 def test_damaged_moments_are_an_error(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
@@ -260,6 +349,38 @@ def test_reserved_space_is_zeros(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with (tmp_path / "file").open("wb") as file:
         moments_module._reserve(file, 3_000_000)
     assert (tmp_path / "file").read_bytes() == bytes(3_000_000)
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "chat_template.jinja"])
+def test_a_run_goes_on_only_with_the_same_settings_beside(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """What the model answers, and so the moments, hangs on them too."""
+    own, noting = tmp_path / "m", Noting()
+    shutil.copytree(source, own)
+    (own / name).write_text("{}")
+    monkeypatch.setattr(module, "check_shard", lambda *_: None)
+    with pytest.raises(CheckpointError):
+        quantise_checkpoint(own, tmp_path / "q", calibration=noting.calibration)
+    (own / name).write_text('{"temperature": 2}')
+    with pytest.raises(InputError, match="other settings"):
+        quantise_checkpoint(own, tmp_path / "q", calibration=noting.calibration)
+
+
+def test_matrices_with_the_same_inputs_share_one_factor(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes seconds of a large one, and o lies between k and q."""
+    counted = 0
+
+    def feedback_of(*arguments: Any) -> Any:
+        nonlocal counted
+        counted += 1
+        return compensated.feedback_of(*arguments)
+
+    monkeypatch.setattr(moments_module, "feedback_of", feedback_of)
+    quantise_checkpoint(source, tmp_path / "q", calibration=Noting().calibration)
+    assert counted == sum(count for count, _ in moments_module._shapes(CONFIG).values())
 
 
 def test_inputs_that_are_not_finite_are_named(source: Path, tmp_path: Path) -> None:

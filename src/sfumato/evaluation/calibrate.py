@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from sfumato.api import Model
@@ -72,12 +72,15 @@ def calibrate(
     So it sees what decoding will see: prompts, canvases from noise to text, beliefs. `on_progress`
     hears how many prompts of how many are answered. Raises InputError and ContextLengthError.
     """
-    model = model if model.loop else replace(model, loop=model.fastest_loop)
+    model = model.with_fastest_loop()
+    batch = prompts.batch_size
+    if model.loop == "plain":  # which writes logits
+        batch = min(batch, model.rows_together)
     rows = [model.chat.render([Message("user", text)]) for text in prompts.texts]
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]), reverse=True)
     with watching(model.network, moments.note):
-        for start in range(0, len(order), prompts.batch_size):
-            group = order[start : start + prompts.batch_size]
+        for start in range(0, len(order), batch):
+            group = order[start : start + batch]
             ids, mask = model.pad([rows[index] for index in group])
             model.generate(
                 ids,

@@ -27,8 +27,9 @@ def watching(network: DiffusionGemma, on_input: OnInput) -> Iterator[None]:
     """Call `on_input` with what each text matrix is multiplied with, padding left out.
 
     What several matrices share is told once: under q's name for q, k and v, under gate's for gate
-    and up, under `experts.gate_up_proj` with the expert's number for an expert's two. Results stay
-    the same; layers are computed part by part meanwhile. The weights may not be quantised.
+    and up, under `experts.gate_up_proj` with the expert's number for an expert's two, and under
+    `experts` what the experts of a layer choose from, each row once. Results stay the same; layers
+    are computed part by part meanwhile. The weights may not be quantised.
     """
     network.need_unpacked("be watched")
     watch = _Watch(on_input)
@@ -108,6 +109,7 @@ class _Watch:
 
     def _experts(self, name: str, module: Experts, inputs: tuple[Tensor, Tensor, Tensor]) -> None:
         x, chosen = self._rows(inputs[0]), self._rows(inputs[2])
+        self._tell(name, 0, x)
         for expert in torch.unique(chosen).tolist():
             own = x[(chosen == expert).any(dim=1)]
             self._tell(f"{name}.gate_up_proj", expert, own)

@@ -57,11 +57,13 @@ def feedback_of(moments: Tensor, rows: int, damping: float = DAMPING) -> Feedbac
     level = moments.diagonal().double().mean()
     if rows == 0 or not level:
         return None
-    held = moments.double().clone()
-    held.diagonal().add_(level * (damping + damping * size / rows))
-    lower = torch.linalg.cholesky(held)
-    inverse = torch.cholesky_inverse(lower)
-    return Feedback(torch.linalg.cholesky(inverse, upper=True).float())
+    # One name for all: of the largest each is 0.5 GB, and none is needed after the next.
+    matrix = moments.to(torch.float64, copy=True)
+    matrix.diagonal().add_(level * (damping + damping * size / rows))
+    matrix = torch.linalg.cholesky(matrix)
+    matrix = torch.cholesky_inverse(matrix)
+    matrix = torch.linalg.cholesky(matrix, upper=True)
+    return Feedback(matrix.float())
 
 
 def quantise_compensated(
@@ -83,10 +85,20 @@ def quantise_compensated(
     factors = tensor_scale.float().expand(N)
     for start in range(0, N, ROWS):
         rows = slice(start, start + ROWS)
-        codes, scales = _rows(weight[rows].float(), feedback.factor, factors[rows], rule)
+        # In units of the tensor scale's power of two, which changes no bit: squares of errors, and
+        # what is passed on, would pass fp32's largest number where weights come near it.
+        power = _inverse_power(factors[rows])
+        held = weight[rows].float() * power[:, None]
+        codes, scales = _rows(held, feedback.factor, factors[rows] * power, rule)
         packed[rows] = pack(codes)
         scale.view(torch.uint8)[rows] = scales
     return packed, scale
+
+
+def _inverse_power(values: Tensor) -> Tensor:
+    """The powers of two that bring fp32 `values` > 0 to [0.5, 1), or as near as fp32 has them."""
+    _, exponent = torch.frexp(values)
+    return ((127 - exponent.clamp(-126, 126)) << 23).to(torch.int32).view(torch.float32)
 
 
 def _rows(

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from sfumato.config.json_file import read_json
 from sfumato.config.model import ModelConfig
-from sfumato.errors import CheckpointError, QuantisationError
+from sfumato.errors import CheckpointError
 from sfumato.quant.compensated import Feedback, feedback_of
 from sfumato.weights.disk import settle_folder, write_json
 
 _DONE = "rows.json"
 _OWN_BYTES = 64 << 20  # a layer's experts have moments of their own inputs if these are no more
+_KEPT = 2  # factors of inverse moments in memory
 _EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(gate|up|down)_proj")
 
 
@@ -37,11 +38,18 @@ def place_of(module: str) -> tuple[str, int]:
     return f"{stem}.{first.get(own, own)}", 0
 
 
+def _other_of_experts(name: str) -> str:
+    """`experts` for `experts.gate_up_proj`, and the other way round."""
+    suffix = ".gate_up_proj"
+    return name.removesuffix(suffix) if name.endswith(suffix) else name + suffix
+
+
 class Moments:
     """Sums of x x^T over the inputs x of each matrix, fp32, and how many inputs there were.
 
     Experts of a large model share the moments of all rows of their layer: 128 of 32 MB each, for
-    30 layers, would be 122 GB, and most experts would see fewer rows than these have columns.
+    30 layers, would be 122 GB, and most experts would see fewer rows than these have columns. So
+    either `experts` or `experts.gate_up_proj` is kept of what is told of a layer.
     """
 
     def __init__(self, folder: Path, config: ModelConfig) -> None:
@@ -49,12 +57,17 @@ class Moments:
         self._shapes = _shapes(config)
         self._sums: dict[str, Tensor] = {}
         self._rows: dict[str, list[int]] = {}
-        self._last: tuple[tuple[str, int], Feedback | None] | None = None
+        self._feedback: dict[tuple[str, int], Feedback | None] = {}
 
     @staticmethod
     def finished_in(folder: Path) -> bool:
         """Whether an earlier run noted everything there."""
         return (folder / _DONE).is_file()
+
+    @property
+    def nbytes(self) -> int:
+        """What the files take, whether they are there or not."""
+        return sum(4 * count * size * size for count, size in self._shapes.values())
 
     def begin(self) -> None:
         """Make empty files. Raises OSError where they do not fit: a mapping could not say it."""
@@ -83,16 +96,18 @@ class Moments:
         for name in self._shapes:
             with self._path(name).open("rb") as file:
                 os.fsync(file.fileno())
-        write_json(self.folder / _DONE, self._rows)
+        begun = self.folder / f"{_DONE}.part"
+        write_json(begun, self._rows)
+        begun.rename(self.folder / _DONE)
         settle_folder(self.folder)
 
     def note(self, name: str, index: int, rows: Tensor) -> None:
         """Add `rows` [R, K] that the matrix `name`, number `index`, is multiplied with."""
-        count, _ = self._shapes[name]
-        own = index if count > 1 else 0
+        if name not in self._shapes and _other_of_experts(name) in self._shapes:
+            return
         wide = rows.float()
-        self._sum(name)[own].addmm_(wide.t(), wide)
-        self._rows[name][own] += len(rows)
+        self._sum(name)[index].addmm_(wide.t(), wide)
+        self._rows[name][index] += len(rows)
 
     def moments(self, module: str) -> tuple[Tensor, int]:
         """The sum [K, K] for a matrix, and over how many inputs it is."""
@@ -102,20 +117,20 @@ class Moments:
     def key(self, module: str) -> tuple[str, int]:
         """What matrices with the same inputs have in common."""
         name, index = place_of(module)
-        return name, index if self._shapes[name][0] > 1 else 0
+        return (name, index) if name in self._shapes else (_other_of_experts(name), 0)
 
     def feedback(self, module: str) -> Feedback | None:
         """How the errors of a matrix are passed on; None if it met no inputs.
 
-        Kept for the next matrix with the same inputs. Raises QuantisationError for infinite ones.
+        The last two are kept for matrices with the same inputs: in the order of their names o lies
+        between k and q. Raises QuantisationError for infinite ones.
         """
         key = self.key(module)
-        if self._last is None or self._last[0] != key:
-            try:
-                self._last = key, feedback_of(*self.moments(module))
-            except QuantisationError as problem:
-                raise QuantisationError(f"{module} {problem.message}") from None
-        return self._last[1]
+        if key not in self._feedback:
+            while len(self._feedback) >= _KEPT:
+                del self._feedback[next(iter(self._feedback))]
+            self._feedback[key] = feedback_of(*self.moments(module))
+        return self._feedback[key]
 
     def _sum(self, name: str) -> Tensor:
         if name not in self._sums:
@@ -134,7 +149,7 @@ def _shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     text = config.text
     hidden, inner = text.hidden_size, text.intermediate_size
     experts, narrow = text.num_experts, text.moe_intermediate_size
-    own = experts if 4 * experts * hidden * hidden <= _OWN_BYTES else 1
+    apart = 4 * experts * hidden * hidden <= _OWN_BYTES
     shapes: dict[str, tuple[int, int]] = {}
     for index, layer in enumerate(text.layers):
         stem = f"model.decoder.layers.{index}"
@@ -142,7 +157,10 @@ def _shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
         shapes[f"{stem}.self_attn.o_proj"] = (1, text.num_attention_heads * layer.head_dim)
         shapes[f"{stem}.mlp.gate_proj"] = (1, hidden)
         shapes[f"{stem}.mlp.down_proj"] = (1, inner)
-        shapes[f"{stem}.experts.gate_up_proj"] = (own, hidden)
+        if apart:
+            shapes[f"{stem}.experts.gate_up_proj"] = (experts, hidden)
+        else:
+            shapes[f"{stem}.experts"] = (1, hidden)
         shapes[f"{stem}.experts.down_proj"] = (experts, narrow)
     shapes["model.decoder.self_conditioning.gate_proj"] = (1, hidden)
     shapes["model.decoder.self_conditioning.down_proj"] = (1, inner)

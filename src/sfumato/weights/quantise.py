@@ -7,6 +7,7 @@ source and goes on after it. At the end the folder gets its own name.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +18,6 @@ from typing import Any, BinaryIO
 
 from sfumato.config.checkpoint_file import is_there
 from sfumato.config.json_file import read_json
-from sfumato.config.model import ModelConfig
 from sfumato.config.parse import load_config
 from sfumato.config.quantisation import FIELD, FILE, load_quantisation
 from sfumato.errors import CheckpointError, ConfigError, InputError
@@ -89,7 +89,8 @@ def quantise_checkpoint(
     beside the weights to where they are copied from. Memory for one tensor is needed.
 
     With `calibration` errors make up for each other under the inputs that it notes; its moments
-    lie beside the files while they are written.
+    lie beside the files while they are written. The inverse of K columns' moments then takes 17 K^2
+    bytes for a while, 1.1 GB where K is 8,192.
 
     Every file is read back: codes must be the nearest, or those that calibration led to, scales the
     rule's, copies equal to the byte. Raises InputError for settings that cannot be or a folder that
@@ -112,20 +113,16 @@ def quantise_checkpoint(
         raise InputError("--keep leaves nothing to quantise", hint="`sfumato export` copies")
     jobs = plan_jobs(expected, sources, files.entries, chosen, int8_embedding=int8_embedding)
     shards = cut_shards(jobs, max_shard_bytes)
-    plan = {
-        "source": _identity(source),
-        "keep": sorted(keep),
-        "int8_embedding": int8_embedding,
-        "rule": repr(rule),
-        "calibration": None if calibration is None else dict(calibration.identity),
-        "shards": [[one.name for job in shard for one in job.written] for shard in shards],
-    }
+    settings = {"keep": sorted(keep), "int8_embedding": int8_embedding, "rule": repr(rule)}
+    plan = _plan(source, shards, settings, calibration)
     report = Report(folder, len(shards))
     kept = kept_modules(expected, chosen, int8_embedding=int8_embedding)
     try:
         with _aside(folder, plan) as aside:
-            _check_space(aside, jobs)
-            moments = None if calibration is None else _noted(aside, config, calibration, progress)
+            moments = None if calibration is None else Moments(aside / _MOMENTS, config)
+            _check_space(aside, jobs, moments)
+            if calibration is not None and moments is not None:
+                _note(moments, calibration, progress)
             own = Source(files, jobs, rule, moments)
             _write_shards(aside, shards, own, report, progress)
             _describe(aside, source, kept, int8_embedding=int8_embedding)
@@ -149,15 +146,31 @@ def _describe(aside: Path, source: Path, kept: Sequence[str], *, int8_embedding:
 
 
 def _give_name(aside: Path, folder: Path) -> None:
-    """The finished folder's own name, without what only the work needed."""
+    """The finished folder's own name, without what only the work needed.
+
+    Moments are deleted last of all, elsewhere: a run that is killed before finds them whole.
+    """
     if is_there(aside / _MOMENTS):
-        shutil.rmtree(aside / _MOMENTS)
+        (aside / _MOMENTS).rename(_doomed(aside))
     (aside / _PLAN).unlink()
     settle_folder(aside)
     if is_there(folder):
         folder.rmdir()  # it was empty, and stays if it no longer is
     aside.rename(folder)
     settle_folder(folder.parent)
+    shutil.rmtree(_doomed(aside), ignore_errors=True)
+
+
+def _doomed(aside: Path) -> Path:
+    """Where the moments of a run wait for the end that they are not needed after."""
+    return aside.with_name(f"{aside.name}.moments")
+
+
+def _take_up(aside: Path, *, same: bool) -> None:
+    """Moments that a killed run had given up: to their place if it goes on, else away."""
+    if same and is_there(_doomed(aside)) and not is_there(aside / _MOMENTS):
+        _doomed(aside).rename(aside / _MOMENTS)
+    shutil.rmtree(_doomed(aside), ignore_errors=True)
 
 
 def _check_places(source: Path, folder: Path) -> None:
@@ -172,11 +185,32 @@ def _check_places(source: Path, folder: Path) -> None:
         )
 
 
+def _plan(
+    source: Path,
+    shards: Sequence[Sequence[Job]],
+    settings: Mapping[str, Any],
+    calibration: Calibration | None,
+) -> dict[str, Any]:
+    """What must be the same, as JSON, for a later run to go on from where this one stops."""
+    return {
+        **settings,
+        "source": _identity(source),
+        "calibration": None if calibration is None else dict(calibration.identity),
+        "shards": [[one.name for job in shard for one in job.written] for shard in shards],
+    }
+
+
 def _identity(source: Path) -> dict[str, Any]:
     """What tells that a later run reads the same files."""
     found = {path.name: path.stat() for path in sorted(source.glob("*.safetensors"))}
     sizes = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in found.items()}
-    return {"folder": str(source.resolve()), "files": sizes}
+    # Settings, tokenizer and template too: what is answered to calibrate hangs on them.
+    beside = {
+        path.name: hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+        for path in sorted(source.iterdir())
+        if path.suffix in (".json", ".jinja") and path.is_file()
+    }
+    return {"folder": str(source.resolve()), "files": sizes, "beside": beside}
 
 
 @contextmanager
@@ -201,6 +235,7 @@ def _aside(folder: Path, plan: Mapping[str, Any]) -> Iterator[Path]:
                     f"{aside} is of a run with another source or other settings",
                     hint="remove it to begin anew, or give the same ones to go on",
                 )
+        _take_up(aside, same=path.stat().st_size > 0)
         if not path.stat().st_size:
             file.write(json.dumps(plan).encode())
             settle(file)
@@ -226,12 +261,14 @@ def _lock(file: BinaryIO) -> bool:
     return True
 
 
-def _check_space(aside: Path, jobs: Sequence[Job]) -> None:
+def _check_space(aside: Path, jobs: Sequence[Job], moments: Moments | None) -> None:
     """Say so at once when the files cannot fit, instead of after an hour of writing."""
     for begun in aside.glob(f"*{UNFINISHED}"):
         begun.unlink()
     finished = sum(path.stat().st_size for path in aside.glob("*.safetensors"))
     needed = sum(job.size for job in jobs) - finished
+    if moments is not None and not Moments.finished_in(moments.folder):
+        needed += moments.nbytes
     free = shutil.disk_usage(aside).free
     if needed > free:
         raise CheckpointError(
@@ -241,19 +278,15 @@ def _check_space(aside: Path, jobs: Sequence[Job]) -> None:
         )
 
 
-def _noted(
-    aside: Path, config: ModelConfig, calibration: Calibration, progress: Callable[[str], None]
-) -> Moments:
-    """The moments of the inputs: noted now, or by an earlier run."""
-    moments = Moments(aside / _MOMENTS, config)
+def _note(moments: Moments, calibration: Calibration, progress: Callable[[str], None]) -> None:
+    """Note the moments of the inputs, or take what an earlier run has noted."""
     if Moments.finished_in(moments.folder):
         moments.resume()
-        return moments
+        return
     progress("calibrating")
     moments.begin()
     calibration.note(moments)
     moments.finish()
-    return moments
 
 
 def _write_shards(

@@ -113,9 +113,9 @@ def _check_job(
         return None
     weight = weight.float()
     sums.quantised = weight.numel()
-    sums.squares = float(weight.square().sum(dtype=torch.float64))
+    sums.squares = float(weight.double().square().sum())
     decoded = decode(matrix)
-    sums.squared_error = float((decoded - weight).square().sum(dtype=torch.float64))
+    sums.squared_error = float((decoded - weight).double().square().sum())
     if source.moments is not None:
         _look_at_outputs(job, source, weight, decoded, sums)
     return sums
@@ -132,9 +132,11 @@ def _look_at_outputs(
     every = slice(None, None, -(-len(weight) // _SAMPLE))
     sample = weight[every].contiguous()
     nearest = decode(quantise(sample, source.rule, source.tensor_scale(job)))
+    unit = float(sample.abs().max()) or 1.0  # fp32 has no room for squares of the largest numbers
 
     def of(values: Tensor) -> float:
-        return float(((values @ moments) * values).sum(dtype=torch.float64))
+        values = values / unit
+        return float(((values @ moments) * values).sum(dtype=torch.float64)) * unit * unit
 
     sums.outputs = of(sample)
     sums.output_error = of(decoded[every] - sample)

@@ -86,7 +86,8 @@ class Source:
         try:
             found = self._compensated(jobs, self.moments.feedback(jobs[0].module))
         except QuantisationError as problem:
-            raise CheckpointError(f"{self.files.folder}: {problem.message}") from None
+            where = f"{self.files.folder}: {jobs[0].module}"
+            raise CheckpointError(f"{where} {problem.message}") from None
         for job, stored in zip(jobs, found, strict=True):
             self.digests[job.module] = digest(stored)
         return found

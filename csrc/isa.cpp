@@ -17,7 +17,7 @@ static bool usable() {
     found = found && __builtin_cpu_supports("avx512vnni");
 #endif
 #if defined(__AVX512BF16__)
-    found = found && __builtin_cpu_supports("avx512bf16");
+    found = found && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi");
 #endif
     return found;
 #elif defined(__AVX2__)

@@ -1,138 +1,130 @@
 // A row of activations times a group of channels, by way of the weights: with one row to use them for, to
-// lay them out for tiles costs more than the products. For AVX2, and weights in 8 bits or NVFP4.
+// lay them out for tiles costs more than the products. For AVX2 and AVX-512.
 //
-// Sixteen words of each channel at a time are turned over, so that a vector holds a word of eight channels,
-// and its values become fp32 in registers. The sums and their order are those of the tiles.
+// Sixteen words of each channel at a time are turned over, so that a vector holds a word of as many channels as
+// it has lanes, and its values are made in registers. The sums and their order are those of the tiles.
 #pragma once
 
-#include "panels.hpp"
+#include "words.hpp"
 
 namespace sfumato::SFUMATO_ISA {
 
-#if defined(__AVX2__) && !defined(__AVX512F__)
+#if defined(__AVX2__)
 
 constexpr int64_t kSliceWords = 16;  // a cache line of each row
 constexpr int kPanels = (int)(kGroup / kPanel), kSums = (int)(kGroup / kLanes);
-
-struct ByteWords {  // four values in 8 bits, which have scales of their rows
-    static constexpr int64_t each = 4;
-    vi words;
-
-    SFUMATO_INLINE explicit ByteWords(vu from) : words((vi)from) {}
-
-    SFUMATO_INLINE vf value(int i, const float*) const {
-        return __builtin_convertvector((words << (24 - 8 * i)) >> 24, vf);
-    }
-};
-
-struct CodeWords {  // eight codes of NVFP4
-    static constexpr int64_t each = 8;
-    __m256i even, odd;  // doubled, in bytes
-
-    SFUMATO_INLINE explicit CodeWords(vu from) {
-        const __m256i table = _mm256_broadcastsi128_si256(
-            _mm_setr_epi8(0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12));
-        const __m256i nibble = _mm256_set1_epi8(15);
-        even = _mm256_shuffle_epi8(table, _mm256_and_si256((__m256i)from, nibble));
-        odd = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16((__m256i)from, 4), nibble));
-    }
-
-    // A byte in the highest place is 2^24 times too large, which the scale makes good. Exact: a code and a
-    // scale have six significant bits together.
-    SFUMATO_INLINE vf value(int i, const float* scales) const {
-        const char b = (char)(i / 2);
-        const __m256i places = _mm256_broadcastsi128_si256(_mm_setr_epi8(
-            -1, -1, -1, b, -1, -1, -1, b + 4, -1, -1, -1, b + 8, -1, -1, -1, b + 12));
-        return (vf)_mm256_cvtepi32_ps(_mm256_shuffle_epi8(i % 2 ? odd : even, places)) * load<vf>(scales);
-    }
-};
+constexpr int kTogether = kLanes == 16 ? kSums : 1;  // sums whose words are in registers at once
 
 // A group's rows, and a slice of them turned over. The second-level cache has room for them and the next ones:
-// 180 KB each at k = 2816 in 8 bits. In bf16 it has not, and with half a group at once this was slower than tiles.
+// 180 KB each at k = 2816 in 8 bits, twice that in bf16, for which AVX2's machines have not.
 template <class Words>
 struct OneRow {
-    static constexpr bool scaled = __is_same(Words, CodeWords);
+    typedef typename Words::Factor Factor;
     static constexpr int64_t slice = kSliceWords * Words::each;  // values of k
+    static constexpr int64_t per_factor = Words::each / Words::steps;
+    static constexpr int64_t scale_words = Words::scales * slice / 16 * kGroup;
+    // Scales are had for whole runs: what lies behind the last group counts, times zero.
+    static constexpr int64_t scale_bytes = Words::scales ? kSpare * kPanels + kRun / 16 * kGroup : 1;
 
     const Matrix& weight;
     PanelRows panels[kPanels];
-    alignas(32) uint32_t words[kSliceWords * kGroup];
-    alignas(32) float x[slice * kLanes];  // each value in all lanes
-    alignas(32) float scales[slice / 16 * kGroup];
-    alignas(32) uint8_t scale_room[kSpare * kPanels + kRun / 16 * kGroup];
+    alignas(64) uint32_t words[kSliceWords * kGroup];
+    alignas(64) uint32_t scales[scale_words ? scale_words : 1];
+    alignas(64) Factor x[kRun / per_factor];
+    alignas(64) uint8_t scale_room[scale_bytes] = {};
 
     SFUMATO_INLINE OneRow(const Matrix& w, int64_t first) : weight(w) {
         for (int p = 0; p < kPanels; p++) panels[p] = PanelRows(w, first + p);
-        if (scaled) memset(scale_room, 0, sizeof scale_room);  // what lies behind the last group counts, times zero
     }
 
     static constexpr int64_t bytes(int64_t values) { return values * 4 / Words::each; }
 
+    // A run's activations, and zeros behind them.
+    template <class Activation>
+    SFUMATO_INLINE void take(const Activation* from, int64_t count) {
+        int64_t k = 0;
+        if constexpr (__is_same(Activation, Factor)) {
+            k = count / per_factor;
+            memcpy(x, from, sizeof(Factor) * k);
+        } else {  // pairs, one by one
+            for (; k + kLanes <= count; k += kLanes) store(x + k, load_bf16((const uint16_t*)from + k));
+            for (; k < count; k++) x[k] = widen(((const uint16_t*)from)[k]);
+        }
+        memset(x + k, 0, sizeof x - sizeof(Factor) * k);
+    }
+
     // The scales of a run's groups, in bytes.
     SFUMATO_INLINE void turn_scales(int64_t begin, int64_t values) {
         for (int p = 0; p < kPanels; p++)
-            columns(panels[p].scales, begin / 16, values / 16, scale_bytes() + p * kPanel, kGroup);
+            columns(panels[p].scales, begin / 16, values / 16, scale_room + kSpare * kPanels + p * kPanel, kGroup);
     }
-    SFUMATO_INLINE uint8_t* scale_bytes() { return scale_room + kSpare * kPanels; }
 
-    // Those of a slice from place `at` of the run on, halved as the codes are doubled.
+    // The rows' own next lines, from the second-level cache. Measured to pay where a line is used up fast.
+    SFUMATO_INLINE void fetch_rows(int64_t at) const {
+        for (const PanelRows& panel : panels)
+            for (int j = 0; j < kPanel; j++) __builtin_prefetch((const char*)((uintptr_t)panel.rows[j] + at), 0, 3);
+    }
+
+    // The share of a slice from place `at` of the rows on of the next group's scales, as they lie in memory.
+    SFUMATO_INLINE void fetch_scales(int64_t at) const {
+        const int64_t next = (weight.values ? kGroup / 2 : kGroup) * weight.k / 16 + at;
+        for (const PanelRows& panel : panels)
+            for (int64_t line = 0; line < slice; line += 64)
+                __builtin_prefetch((const char*)((uintptr_t)panel.scales[0] + next + line), 0, 2);
+    }
+
+    // Those of a slice from place `at` of the run on.
     SFUMATO_INLINE void widen_scales(int64_t at) {
-        for (int64_t i = 0; i < slice / 16 * kGroup; i += kLanes)
-            store(scales + i, wide_scale(wide_bytes(scale_bytes() + at / 16 * kGroup + i)) * 0x1p-25f);
+        const uint8_t* from = scale_room + kSpare * kPanels + at / 16 * kGroup;
+        for (int64_t i = 0; i < slice / 16 * kGroup; i += kGroup)
+            Words::widen(from + i, scales + Words::scales * i);
     }
 
     // A slice of the rows from byte `at` on, `there` bytes of it and zeros behind.
     SFUMATO_INLINE void turn_over(int64_t at, int64_t there) {
-        for (int p = 0; p < kPanels; p++)
-            for (int64_t half = 0; half < kPanel; half += 8) {
-                const uint32_t* rows[8];
-                uint8_t last[8][kSliceWords * 4];
-                for (int64_t j = 0; j < 8; j++) {
-                    rows[j] = (const uint32_t*)(panels[p].rows[half + j] + at);
-                    if (there == sizeof last[j]) continue;
-                    memset(last[j], 0, sizeof last[j]);
-                    memcpy(last[j], rows[j], there);
-                    rows[j] = (const uint32_t*)last[j];
-                }
-                for (int64_t i = 0; i < kSliceWords; i += 8)
-                    transpose_8x8(rows, i, words + i * kGroup + p * kPanel + half, kGroup);
-            }
+        for (int p = 0; p < kPanels; p++) turn_line(panels[p].rows, at, there, words + p * kPanel, kGroup);
     }
 
-    SFUMATO_INLINE void spread(const float* from, int64_t values) {
-        for (int64_t k = 0; k < slice; k++) store(x + k * kLanes, all(k < values ? from[k] : 0.0f));
-    }
-
-    // sum += x . words, in the order of k. Meanwhile a slice's share of the next group is asked for, `next`
-    // bytes on, in the order of memory: so many rows at once are more than a processor foresees by itself, and
-    // more than it can ask for at a time. Beyond the end of the matrix that is no error.
-    SFUMATO_INLINE void add(vf (&sum)[kSums], int64_t next) const {
-        for (int64_t word = 0; word < kSliceWords; word++) {
+    // sum += x . words, in the order of k, for the first `count` words, `from` being their activations. Meanwhile
+    // a slice's share of the next group is asked for, `next` bytes on, in the order of memory: so many rows at
+    // once are more than a processor foresees by itself, and more than it can ask for at a time. Beyond the end
+    // of the matrix that is no error.
+    template <bool kPairs>
+    SFUMATO_INLINE void add(vf (&sum)[kSums], const Factor* from, int64_t count, int64_t next) const {
+        for (int64_t word = 0; word < count; word++, from += Words::steps) {
             for (const PanelRows& panel : panels)
                 __builtin_prefetch((const char*)((uintptr_t)panel.rows[0] + next + word * 64), 0, 2);
-            for (int v = 0; v < kSums; v++) {
-                const Words values(load<vu>(words + word * kGroup + v * kLanes));
-                const float* scale = scales + word * Words::each / 16 * kGroup + v * kLanes;
-                for (int i = 0; i < Words::each; i++)
-                    sum[v] += load<vf>(x + (word * Words::each + i) * kLanes) * values.value(i, scale);
+            const uint32_t* scale = scales + Words::scales * (word * Words::each / 16 * kGroup);
+            for (int first = 0; first < kSums; first += kTogether) {
+                Words own[kTogether];
+                for (int v = 0; v < kTogether; v++)
+                    own[v] = Words(load<vu>(words + word * kGroup + (first + v) * kLanes),
+                                   scale + Words::scales * (first + v) * kLanes);
+                for (int i = 0; i < Words::steps; i++)
+                    for (int v = 0; v < kTogether; v++)
+                        sum[first + v] = own[v].template add<kPairs>(sum[first + v], from[i], i);
             }
         }
     }
 
     // c[64] += from . weight
-    SFUMATO_INLINE void multiply(const float* from, float* c) {
-        const int64_t stride = scaled ? bytes(weight.k) : bytes(weight.stride);
+    template <class Activation>
+    SFUMATO_INLINE void multiply(const Activation* from, float* c) {
+        constexpr bool kPairs = !__is_same(Activation, float);
+        const int64_t stride = Words::scales ? bytes(weight.k) : weight.stride * PanelRows::size_of(weight.format);
         int64_t next = (weight.values ? kGroup / 2 : kGroup) * stride;
         for (int64_t begin = 0; begin < weight.k; begin += kRun) {
             const int64_t run = weight.k - begin < kRun ? weight.k - begin : kRun;
-            if (scaled) turn_scales(begin, run);
+            take(from + begin / (kPairs ? 2 : 1), run);
+            if constexpr (Words::scales > 0) turn_scales(begin, run);
             vf sum[kSums] = {};
             for (int64_t at = 0; at < run; at += slice, next += kSliceWords * 64) {
                 const int64_t some = run - at < slice ? run - at : slice;
+                if constexpr (Words::scales > 0) fetch_scales(begin + at);
+                if constexpr (kLanes == 16 && Words::scales == 0) fetch_rows(bytes(begin + at + slice));
                 turn_over(bytes(begin + at), bytes(some));
-                spread(from + begin + at, some);
-                if (scaled) widen_scales(at);
-                add(sum, next);
+                if constexpr (Words::scales > 0) widen_scales(at);
+                add<kPairs>(sum, x + at / per_factor, (some + Words::each - 1) / Words::each, next);
             }
             for (int v = 0; v < kSums; v++) {
                 float* to = c + v * kLanes;
@@ -143,15 +135,22 @@ struct OneRow {
 };
 
 SFUMATO_INLINE bool serves_one_row(const Matrix& w) {
-    return w.format == Format::nvfp4_rows || w.format == Format::i8_rows;
+    return w.format == Format::nvfp4_rows || w.format == Format::i8_rows ||
+           (kLanes == 16 && w.format == Format::bf16_rows);
 }
 
 // c[64] += x . w for the channels of a whole group.
-inline void one_row(const float* x, const Matrix& w, int64_t group, float* c) {
+template <class Activation>
+inline void one_row(const Activation* x, const Matrix& w, int64_t group, float* c) {
+    constexpr bool kPairs = !__is_same(Activation, float);
     if (w.format == Format::nvfp4_rows)
-        OneRow<CodeWords>(w, group * kPanels).multiply(x, c);
-    else
+        OneRow<CodeWords<kPairs>>(w, group * kPanels).multiply(x, c);
+    else if (kLanes < 16 || w.format == Format::i8_rows)
         OneRow<ByteWords>(w, group * kPanels).multiply(x, c);
+#if defined(__AVX512F__)
+    else
+        OneRow<PairWords<kPairs>>(w, group * kPanels).multiply(x, c);
+#endif
 }
 
 #else

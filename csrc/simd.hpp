@@ -53,6 +53,17 @@ SFUMATO_INLINE vf all(float x) { return vf{} + x; }
 SFUMATO_INLINE vf first_of(vu pairs) { return (vf)(pairs << 16); }
 SFUMATO_INLINE vf second_of(vu pairs) { return (vf)(pairs & 0xffff0000u); }
 
+#if defined(__AVX512BF16__)
+// Both products of a pair are added with one rounding each; subnormal inputs count as zero.
+SFUMATO_INLINE vf add_pairs(vf sum, vu a, vu b) {
+    return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+}
+#else
+SFUMATO_INLINE vf add_pairs(vf sum, vu a, vu b) {
+    return sum + first_of(a) * first_of(b) + second_of(a) * second_of(b);
+}
+#endif
+
 SFUMATO_INLINE float widen(uint16_t bits) {
     const uint32_t wide = (uint32_t)bits << 16;
     float out;

@@ -6,17 +6,6 @@
 
 namespace sfumato::SFUMATO_ISA {
 
-#if defined(__AVX512BF16__)
-// Both products of a pair are added with one rounding each; subnormal inputs count as zero.
-SFUMATO_INLINE vf add_pairs(vf sum, vu a, vu b) {
-    return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
-}
-#else
-SFUMATO_INLINE vf add_pairs(vf sum, vu a, vu b) {
-    return sum + first_of(a) * first_of(b) + second_of(a) * second_of(b);
-}
-#endif
-
 // Whether bf16 activations stay bf16. Without the instruction only the plainest build does so, and
 // there for the sake of the tests: they then run this path on every machine.
 #if defined(__AVX512BF16__) || !defined(__AVX2__)
@@ -153,6 +142,15 @@ SFUMATO_INLINE void scale_columns(const Matrix& w, int64_t group, int64_t rows, 
         }
 }
 
+// Whether one row of a kind goes the way of one_row.hpp.
+#if defined(__AVX512F__)
+template <class Kind>
+constexpr bool kTakesOneRow = __is_same(Kind, FloatRows) || __is_same(Kind, PairRows);
+#else
+template <class Kind>
+constexpr bool kTakesOneRow = __is_same(Kind, FloatRows);
+#endif
+
 // c[rows][64] = x . w for the channels of one group (its panels alone are computed). `lda` is the
 // distance between rows in activations of the kind: floats, pairs, or words of records. `room` is kRoomWords words.
 //
@@ -164,7 +162,7 @@ inline void group_product(const typename Kind::Activation* x, int64_t lda, int64
     const int64_t panels = (w.n + kPanel - 1) / kPanel, first = group * kPanelsInGroup;
     const int own = (int)(panels - first < kPanelsInGroup ? panels - first : kPanelsInGroup);
     memset(c, 0, sizeof(float) * rows * kGroup);
-    if constexpr (__is_same(Kind, FloatRows)) {
+    if constexpr (kTakesOneRow<Kind>) {
         if (rows == 1 && own == kPanelsInGroup && serves_one_row(w)) {
             one_row(x, w, group, c);
             if (w.row_scales) scale_columns(w, group, rows, c);

@@ -16,6 +16,7 @@ _MAX_THREADS = 4096
 _ALLOCATOR = ("MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 _WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 _FEW_PROCESSORS = 4
+_TURNS = "1000"  # 10 to 40 microseconds, by the processor
 _DUMB = frozenset({"", "dumb", "unknown"})  # of TERM; without one, a terminal is what git calls so
 
 
@@ -80,13 +81,14 @@ def _threads(text: str) -> int | None:
 
 
 def let_waiting_threads_sleep() -> None:
-    """On a few processors, let threads that wait for others sleep instead of turning in a loop.
+    """On a few processors, let threads that wait for others sleep after a moment's turning.
 
     Must come before torch is loaded, whose runtime reads it then; what the user has set stays. A
-    turning thread takes the processor from the one it waits for as soon as other programs want
-    theirs: two such programs on two cores were seen to take 80 times as long (decision 27).
+    thread that turns in a loop takes the processor from the one it waits for as soon as other
+    programs want theirs: two such programs on two cores were seen to take 80 times as long. But to
+    wake one takes longer than most waits of a quiet machine (decision 27).
     """
     if "torch" in sys.modules or any(name in os.environ for name in _WAITING):
         return
     if hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) <= _FEW_PROCESSORS:
-        os.environ["GOMP_SPINCOUNT"] = "0"
+        os.environ["GOMP_SPINCOUNT"] = _TURNS

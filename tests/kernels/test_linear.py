@@ -180,14 +180,42 @@ def test_a_quantised_row_has_its_bits_alone(
                 assert torch.equal(linear(x[row : row + 1], weight, kernels)[0], together[row])
 
 
-@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), 1e-42])
-def test_a_row_alone_has_its_bits_with_what_is_no_number(kernels: Kernels, value: float) -> None:
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), 1e-39])
+def test_a_row_alone_has_its_bits_with_what_is_no_number(
+    kernels: Kernels, value: float, dtype: torch.dtype
+) -> None:
     stored = _matrix(130, 160, 1)
-    for weight in (nvfp4([quantise(stored.float())]), int8(quantise_rows(stored))):
-        x = _matrix(2, 160, 2, torch.float32)
+    for weight in (nvfp4([quantise(stored.float())]), int8(quantise_rows(stored)), rows(stored)):
+        x = _matrix(2, 160, 2, dtype)
         x[0, 137] = value
         together, alone = linear(x, weight, kernels), linear(x[:1], weight, kernels)
-        assert torch.equal(alone[0].view(torch.int32), together[0].view(torch.int32))
+        bits = torch.int32 if dtype == torch.float32 else torch.int16
+        assert torch.equal(alone[0].view(bits), together[0].view(bits))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_alone_takes_every_code_and_every_scale(kernels: Kernels, dtype: torch.dtype) -> None:
+    """Of a whole group of channels, which some sets look up by the bits of code and scale."""
+    scales = torch.arange(127, dtype=torch.uint8).repeat(192)[: 192 * 16].view(192, 16)
+    codes = torch.arange(256, dtype=torch.uint8).repeat(96).view(192, 128)
+    codes[64:128] = codes[64:128].flip(1)
+    stored = Nvfp4Tensor(codes, scales.view(torch.float8_e4m3fn), torch.tensor(0.25))
+    packed, exact = nvfp4([stored]), decode(stored)
+    assert packed.n == 192
+    for k in range(0, 256, 3):
+        x = torch.zeros(1, 256, dtype=dtype)
+        x[0, k] = 2.0
+        assert torch.equal(linear(x, packed, kernels)[0], (2 * exact[:, k]).to(dtype)), k
+
+
+def test_a_row_alone_takes_every_byte(kernels: Kernels) -> None:
+    values = torch.arange(-128, 128, dtype=torch.int8).repeat(64).view(64, 256)
+    stored = Int8Tensor(values, torch.ones(64))
+    for k in range(0, 256, 5):
+        x = torch.zeros(1, 256, dtype=torch.bfloat16)
+        x[0, k] = 2.0
+        assert torch.equal(linear(x, int8(stored), kernels)[0], 2 * values[:, k].bfloat16())
 
 
 def test_layouts_agree_to_the_bit(kernels: Kernels) -> None:

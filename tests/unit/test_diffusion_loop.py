@@ -150,12 +150,13 @@ def test_rows_that_have_stopped_are_not_computed_where_rows_draw_apart() -> None
             out.stats.steps[row],
             canvases[row],
         )
-    for event in (*events, *commits):
-        stopped = torch.tensor(canvases) <= event.canvas_index
-        shown = event.tokens if isinstance(event, CommitEvent) else event.current
-        assert len(shown) == 8
-        assert not bool(shown[stopped].any())
-        assert not isinstance(event, StepEvent) or bool(event.finished[stopped].all())
+    shown = [(event.canvas_index, event.current) for event in events]
+    shown += [(event.canvas_index, event.tokens) for event in commits]
+    for index, canvas in shown:
+        assert len(canvas) == 8
+        assert not bool(canvas[torch.tensor(canvases) <= index].any())
+    for event in events:
+        assert bool(event.finished[torch.tensor(canvases) <= event.canvas_index].all())
 
 
 def test_with_one_generator_rows_that_have_stopped_are_padding() -> None:

@@ -6,6 +6,7 @@
 // Code times scale has at most six significant bits: exact in bf16, so cutting off bits is exact.
 #pragma once
 
+#include "code_pairs.hpp"
 #include "kernels.hpp"
 #include "simd.hpp"
 
@@ -221,10 +222,36 @@ SFUMATO_INLINE void group_words(const uint8_t* const* codes, int64_t at, bool bo
     turn_words(rows, 0, words);
 }
 
+#if defined(__AVX512BF16__)
+// As above as pairs of bf16, by lines of 128 codes.
+inline void decode_lines(const uint8_t* const* codes, const uint8_t* const* scales, int64_t begin,
+                         int64_t count, int64_t ahead, uint32_t* to) {
+    const int64_t groups = count / 16;
+    uint8_t scale_room[kSpare + kRun / 16 * kPanel] = {}, *own = scale_room + kSpare;
+    alignas(64) uint32_t words[16 * kPanel], marks[8 * kPanel];
+    columns(scales, begin / 16, groups, own);
+    for (int64_t g = 0; g < groups; g++) {
+        if (g % 8 == 0) {
+            fetch(codes, begin / 2 + g * 8 + ahead);
+            turn_line(codes, begin / 2 + g * 8, (groups - g) * 8, words, kPanel);
+        }
+        if (g % 4 == 0) PairScale::widen(own + g * kPanel, marks);
+        const PairScale scale(marks + g % 4 * 2 * kPanel);
+        for (int p = 0; p < 8; p++) {
+            const vu word = load<vu>(words + (g % 8 * 2 + p / 4) * kPanel);
+            store(to + (g * 8 + p) * kPanel, code_pair(word, p % 4, scale));
+        }
+    }
+}
+#endif
+
 // As above, by words of eight codes.
 template <bool kWide = false>
 inline void decode_nvfp4(const uint8_t* const* codes, const uint8_t* const* scales, int64_t begin,
                          int64_t count, int64_t ahead, uint32_t* to) {
+#if defined(__AVX512BF16__)
+    if constexpr (!kWide) return decode_lines(codes, scales, begin, count, ahead, to);
+#endif
     const int64_t groups = count / 16;
     uint8_t scale_room[kSpare + kRun / 16 * kPanel], *own = scale_room + kSpare;
     columns(scales, begin / 16, groups, own);

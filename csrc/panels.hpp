@@ -30,12 +30,30 @@ SFUMATO_INLINE void transpose_8x8(const uint32_t* const* from, int64_t at, uint3
         _mm256_storeu_ps((float*)(to + (i + 4) * stride), _mm256_permute2f128_ps(a[i], a[i + 4], 0x31));
     }
 }
+
+// to[i * stride + j] = word i of row j from byte `at` on, for 16 words of 16 rows: `there` bytes and zeros behind.
+SFUMATO_INLINE void turn_line(const uint8_t* const* rows, int64_t at, int64_t there, uint32_t* to,
+                              int64_t stride) {
+    const uint32_t* words[kPanel];
+    uint8_t last[kPanel][64];
+    for (int j = 0; j < kPanel; j++) {
+        words[j] = (const uint32_t*)(rows[j] + at);
+        if (there >= 64) continue;
+        memset(last[j], 0, sizeof last[j]);
+        memcpy(last[j], words[j], there);
+        words[j] = (const uint32_t*)last[j];
+    }
+    for (int i = 0; i < 16; i += 8)
+        for (int half = 0; half < kPanel; half += 8)
+            transpose_8x8(words + half, i, to + i * stride + half, stride);
+}
 #endif
 
 // to[i * 16 + j] = word i of row j, for `count` words of 16 rows.
 inline void transpose(const uint32_t* const* rows, int64_t count, uint32_t* to) {
     int64_t i = 0;
 #if defined(__AVX512F__)
+    for (; i + 16 <= count; i += 16) turn_line((const uint8_t* const*)rows, i * 4, 64, to + i * kPanel, kPanel);
     for (; i + 4 <= count; i += 4) {
         vu words[4];
         turn_words(rows, i * 4, words);
@@ -58,16 +76,42 @@ inline void transpose_bytes(const uint8_t* const* rows, int64_t begin, int64_t c
     transpose(words, count / 4, to);
 }
 
+// Four values of 8 bits in each word, as fp32.
+struct FourBytes {
+#if defined(__AVX512F__)
+    vu low, high;  // raised by 128
+
+    SFUMATO_INLINE explicit FourBytes(vu from) : low(from ^ 0x80808080u), high(low >> 16) {}
+
+    // A few bits put into the place of a number's last ones: both together, without a conversion.
+    static SFUMATO_INLINE vf beside(vu words, uint32_t bits, float number) {
+        const __m512i held = _mm512_castps_si512(_mm512_set1_ps(number));
+        return (vf)_mm512_ternarylogic_epi32((__m512i)words, _mm512_set1_epi32((int)bits), held, 0xea);
+    }
+
+    SFUMATO_INLINE vf value(int i) const {
+        const vu two = i < 2 ? low : high;
+        return i % 2 ? beside(two, 0xff00, 0x1p15f) - (0x1p15f + 128)
+                     : beside(two, 0xff, 0x1p23f) - (0x1p23f + 128);
+    }
+#else
+    vi words;
+
+    SFUMATO_INLINE explicit FourBytes(vu from) : words((vi)from) {}
+
+    SFUMATO_INLINE vf value(int i) const { return __builtin_convertvector((words << (24 - 8 * i)) >> 24, vf); }
+#endif
+};
+
 // Eight-bit values of 16 rows as bf16, which holds them exactly.
 inline void widen_bytes(const uint8_t* const* rows, int64_t begin, int64_t count, uint32_t* to) {
     uint32_t room[kRun / 4 * kPanel];
     transpose_bytes(rows, begin, count, room);
     for (int64_t word = 0; word < count / 4; word++)
         for (int lane = 0; lane < kPanel; lane += kLanes) {
-            const vi four = load<vi>(room + word * kPanel + lane);
+            const FourBytes four(load<vu>(room + word * kPanel + lane));
             for (int half = 0; half < 2; half++) {
-                const vf first = __builtin_convertvector((four << (24 - 16 * half)) >> 24, vf);
-                const vf second = __builtin_convertvector((four << (16 - 16 * half)) >> 24, vf);
+                const vf first = four.value(2 * half), second = four.value(2 * half + 1);
                 store(to + (2 * word + half) * kPanel + lane, ((vu)first >> 16) | (vu)second);
             }
         }

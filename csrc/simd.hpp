@@ -158,6 +158,34 @@ SFUMATO_INLINE void turn_words(const T* const* rows, int64_t at, vu (&to)[4]) {
     to[2] = (vu)_mm512_unpacklo_epi64(b, d);
     to[3] = (vu)_mm512_unpackhi_epi64(b, d);
 }
+
+// to[i * stride + j] = word i of row j from byte `at` on, for 16 words of 16 rows: `there` bytes and zeros behind.
+SFUMATO_INLINE void turn_line(const uint8_t* const* rows, int64_t at, int64_t there, uint32_t* to,
+                              int64_t stride) {
+    const __mmask64 own = there < 64 ? (1ull << there) - 1 : ~0ull;
+    __m512i a[16], b[16];
+    for (int j = 0; j < 16; j++) a[j] = _mm512_maskz_loadu_epi8(own, rows[j] + at);
+    for (int j = 0; j < 16; j += 2) {
+        b[j] = _mm512_unpacklo_epi32(a[j], a[j + 1]);
+        b[j + 1] = _mm512_unpackhi_epi32(a[j], a[j + 1]);
+    }
+    for (int j = 0; j < 16; j += 4)
+        for (int i = 0; i < 2; i++) {
+            a[j + 2 * i] = _mm512_unpacklo_epi64(b[j + i], b[j + i + 2]);
+            a[j + 2 * i + 1] = _mm512_unpackhi_epi64(b[j + i], b[j + i + 2]);
+        }
+    // Now quarter q of a[4 j + i] is word 4 q + i of rows 4 j to 4 j + 3.
+    for (int i = 0; i < 4; i++) {
+        const __m512i low = _mm512_shuffle_i32x4(a[i], a[i + 4], 0x44);
+        const __m512i high = _mm512_shuffle_i32x4(a[i], a[i + 4], 0xee);
+        const __m512i far = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0x44);
+        const __m512i last = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0xee);
+        store(to + i * stride, _mm512_shuffle_i32x4(low, far, 0x88));
+        store(to + (i + 4) * stride, _mm512_shuffle_i32x4(low, far, 0xdd));
+        store(to + (i + 8) * stride, _mm512_shuffle_i32x4(high, last, 0x88));
+        store(to + (i + 12) * stride, _mm512_shuffle_i32x4(high, last, 0xdd));
+    }
+}
 #endif
 
 // e^x with an error of at most 2 ulp for x in [-87, 88]; x is held within. NaN gives NaN.

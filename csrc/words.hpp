@@ -10,48 +10,6 @@ namespace sfumato::SFUMATO_ISA {
 
 #if defined(__AVX2__)
 
-// to[i * stride + j] = word i of row j from byte `at` on, for 16 words: `there` bytes and zeros behind.
-SFUMATO_INLINE void turn_line(const uint8_t* const* rows, int64_t at, int64_t there, uint32_t* to,
-                              int64_t stride) {
-#if defined(__AVX512F__)
-    const __mmask64 own = there < 64 ? (1ull << there) - 1 : ~0ull;
-    __m512i a[16], b[16];
-    for (int j = 0; j < 16; j++) a[j] = _mm512_maskz_loadu_epi8(own, rows[j] + at);
-    for (int j = 0; j < 16; j += 2) {
-        b[j] = _mm512_unpacklo_epi32(a[j], a[j + 1]);
-        b[j + 1] = _mm512_unpackhi_epi32(a[j], a[j + 1]);
-    }
-    for (int j = 0; j < 16; j += 4)
-        for (int i = 0; i < 2; i++) {
-            a[j + 2 * i] = _mm512_unpacklo_epi64(b[j + i], b[j + i + 2]);
-            a[j + 2 * i + 1] = _mm512_unpackhi_epi64(b[j + i], b[j + i + 2]);
-        }
-    // Now quarter q of a[4 j + i] is word 4 q + i of rows 4 j to 4 j + 3.
-    for (int i = 0; i < 4; i++) {
-        const __m512i low = _mm512_shuffle_i32x4(a[i], a[i + 4], 0x44);
-        const __m512i high = _mm512_shuffle_i32x4(a[i], a[i + 4], 0xee);
-        const __m512i far = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0x44);
-        const __m512i last = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0xee);
-        store(to + i * stride, _mm512_shuffle_i32x4(low, far, 0x88));
-        store(to + (i + 4) * stride, _mm512_shuffle_i32x4(low, far, 0xdd));
-        store(to + (i + 8) * stride, _mm512_shuffle_i32x4(high, last, 0x88));
-        store(to + (i + 12) * stride, _mm512_shuffle_i32x4(high, last, 0xdd));
-    }
-#else
-    const uint32_t* words[kPanel];
-    uint8_t last[kPanel][64];
-    for (int j = 0; j < kPanel; j++) {
-        words[j] = (const uint32_t*)(rows[j] + at);
-        if (there >= 64) continue;
-        memset(last[j], 0, sizeof last[j]);
-        memcpy(last[j], words[j], there);
-        words[j] = (const uint32_t*)last[j];
-    }
-    for (int i = 0; i < 16; i += 8)
-        for (int half = 0; half < kPanel; half += 8) transpose_8x8(words + half, i, to + i * stride + half, stride);
-#endif
-}
-
 // The product that tiles add: of fp32, or the instruction for pairs of bf16 with its rounding and what it takes for
 // zero. One value is half of a pair then, the high half of an fp32 whose low half is zero.
 template <bool kPairs>
@@ -61,39 +19,17 @@ SFUMATO_INLINE vf add_product(vf sum, float x, vf weight) {
     return sum + factor * weight;
 }
 
-#if defined(__AVX512F__)
-// A few bits put into the place of a number's last ones: the number and they together, without a conversion.
-SFUMATO_INLINE vf beside(vu words, uint32_t bits, float number) {
-    const __m512i held = _mm512_castps_si512(_mm512_set1_ps(number));
-    return (vf)_mm512_ternarylogic_epi32((__m512i)words, _mm512_set1_epi32((int)bits), held, 0xea);
-}
-#endif
-
 struct ByteWords {  // four values in 8 bits, which have scales of their rows
     typedef float Factor;
     static constexpr int each = 4, steps = 4, scales = 0;
-#if defined(__AVX512F__)
-    vu low, high;  // raised by 128
+    FourBytes values;
 
-    ByteWords() = default;
-    SFUMATO_INLINE ByteWords(vu from, const uint32_t*) : low(from ^ 0x80808080u), high(low >> 16) {}
+    SFUMATO_INLINE ByteWords() : values(vu{}) {}
+    SFUMATO_INLINE ByteWords(vu from, const uint32_t*) : values(from) {}
 
-    SFUMATO_INLINE vf value(int i) const {
-        const vu two = i < 2 ? low : high;
-        return i % 2 ? beside(two, 0xff00, 0x1p15f) - (0x1p15f + 128)
-                     : beside(two, 0xff, 0x1p23f) - (0x1p23f + 128);
-    }
-#else
-    vi words;
-
-    ByteWords() = default;
-    SFUMATO_INLINE ByteWords(vu from, const uint32_t*) : words((vi)from) {}
-
-    SFUMATO_INLINE vf value(int i) const { return __builtin_convertvector((words << (24 - 8 * i)) >> 24, vf); }
-#endif
     template <bool kPairs>
     SFUMATO_INLINE vf add(vf sum, float x, int i) const {
-        return add_product<kPairs>(sum, x, value(i));
+        return add_product<kPairs>(sum, x, values.value(i));
     }
 };
 
@@ -145,76 +81,21 @@ struct SingleCodes {
 };
 
 #if defined(__AVX512BF16__)
-// The tables of `PairedCodes`, made by the compiler.
-struct PairTables {
-    alignas(64) uint16_t products[64] = {};                       // of code i % 8 and 256 (1 + i / 8 / 8)
-    alignas(64) uint8_t fraction[128] = {}, low[128] = {}, high[128] = {};  // of E4M3 without its sign
-
-    constexpr PairTables() {
-        constexpr int doubled[8] = {0, 1, 2, 3, 4, 6, 8, 12};
-        for (int i = 0; i < 64; i++) {
-            const float product = 16.0f * doubled[i % 8] * (8 + i / 8);
-            products[i] = (uint16_t)(__builtin_bit_cast(uint32_t, product) >> 16);
-        }
-        for (int i = 0; i < 128; i++) {
-            int exponent = i / 8, eighths = i % 8 + 8;  // the number is eighths / 8 * 2^(exponent - 7)
-            if (exponent == 0)
-                for (exponent = 1, eighths -= 8; eighths && eighths < 8; eighths *= 2) exponent--;
-            fraction[i] = (uint8_t)(eighths % 8 * 8);
-            const int lower = eighths ? (15 - exponent) << 7 : 0xffff;
-            low[i] = (uint8_t)lower;
-            high[i] = (uint8_t)(lower >> 8);
-        }
-    }
-};
-inline constexpr PairTables kPairTables;
-
-// The same as pairs of bf16. Three bits of a code and three of its scale's fraction have 64 products, which are
-// looked up as they are for scales in [256, 512). For any other the exponent is lowered: by subtracting, which stops
-// at zero, so that zero stays zero. A scale, which has no sign, is the fraction's bits and what is subtracted.
+// The same as pairs of bf16 (code_pairs.hpp).
 struct PairedCodes {
     typedef uint32_t Factor;
     static constexpr int each = 8, steps = 4, scales = 2;
-    __m512i words, fraction, lower;
+    vu words;
+    PairScale scale;
 
     PairedCodes() = default;
-    SFUMATO_INLINE PairedCodes(vu from, const uint32_t* own)
-        : words((__m512i)from), fraction(_mm512_loadu_si512(own)), lower(_mm512_loadu_si512(own + kLanes)) {}
+    SFUMATO_INLINE PairedCodes(vu from, const uint32_t* own) : words(from), scale(own) {}
 
-    static SFUMATO_INLINE __m512i find(const uint8_t (&table)[128], __m512i which) {
-        return _mm512_permutex2var_epi8(_mm512_load_si512(table), which, _mm512_load_si512(table + 64));
-    }
-
-    static SFUMATO_INLINE void widen(const uint8_t* from, uint32_t* to) {
-        const __m512i bytes = _mm512_loadu_si512(from);
-        const __m512i fractions = find(kPairTables.fraction, bytes), low = find(kPairTables.low, bytes);
-        const __m512i high = find(kPairTables.high, bytes);
-        // Lane j has channel j of a panel in each byte; from bit 6 on, which of two vectors it comes from.
-        const __m512i lane = _mm512_mullo_epi32(
-            _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), _mm512_set1_epi32(0x01010101));
-        for (int p = 0; p < kGroup / kPanel; p++, to += scales * kPanel) {
-            const __m512i own = _mm512_add_epi8(lane, _mm512_set1_epi8((char)(16 * p)));
-            const __m512i both = _mm512_or_si512(own, _mm512_set1_epi32(0x40004000));
-            store(to, _mm512_maskz_permutexvar_epi8(0x5555555555555555, own, fractions));
-            store(to + kPanel, _mm512_permutex2var_epi8(low, both, high));
-        }
-    }
-
-    // In each half of a lane one code's bits in the lowest places and its sign in the highest.
-    static SFUMATO_INLINE __m512i places(int i) {
-        const int64_t own = (int64_t)((8 * i) | ((8 * i + 60) % 64) << 8 | (8 * i + 4) << 16 | (8 * i) << 24);
-        return _mm512_set1_epi64(own | (own + 0x20202020) << 32);
-    }
+    static SFUMATO_INLINE void widen(const uint8_t* from, uint32_t* to) { PairScale::widen(from, to); }
 
     template <bool>
     SFUMATO_INLINE vf add(vf sum, uint32_t x, int i) const {
-        const __m512i low = _mm512_load_si512(kPairTables.products);
-        const __m512i high = _mm512_load_si512(kPairTables.products + 32);
-        const __m512i code = _mm512_multishift_epi64_epi8(places(i), words);
-        const __m512i which = _mm512_ternarylogic_epi32(code, _mm512_set1_epi16(7), fraction, 0xea);
-        const __m512i size = _mm512_subs_epu16(_mm512_permutex2var_epi16(low, which, high), lower);
-        const __m512i pair = _mm512_ternarylogic_epi32(code, _mm512_set1_epi16((short)0x8000), size, 0xea);
-        return add_pairs(sum, vu{} + x, (vu)pair);
+        return add_pairs(sum, vu{} + x, code_pair(words, i, scale));
     }
 };
 

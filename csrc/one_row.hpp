@@ -146,7 +146,7 @@ inline void one_row(const Activation* x, const Matrix& w, int64_t group, float* 
     if (w.format == Format::nvfp4_rows)
         OneRow<CodeWords<kPairs>>(w, group * kPanels).multiply(x, c);
     else if (kLanes < 16 || w.format == Format::i8_rows)
-        OneRow<ByteWords>(w, group * kPanels).multiply(x, c);
+        OneRow<BytesFor<kPairs>>(w, group * kPanels).multiply(x, c);
 #if defined(__AVX512F__)
     else
         OneRow<PairWords<kPairs>>(w, group * kPanels).multiply(x, c);

@@ -33,6 +33,24 @@ struct ByteWords {  // four values in 8 bits, which have scales of their rows
     }
 };
 
+#if defined(__AVX512BF16__)
+// The same as pairs of bf16: how the instruction rounds between a pair's products is its own affair, and two calls
+// with half a pair each are not the same to the last bit.
+struct PairedBytes {
+    typedef uint32_t Factor;
+    static constexpr int each = 4, steps = 2, scales = 0;
+    FourBytes values;
+
+    SFUMATO_INLINE PairedBytes() : values(vu{}) {}
+    SFUMATO_INLINE PairedBytes(vu from, const uint32_t*) : values(from) {}
+
+    template <bool>
+    SFUMATO_INLINE vf add(vf sum, uint32_t x, int i) const {
+        return add_pairs(sum, vu{} + x, ((vu)values.value(2 * i) >> 16) | (vu)values.value(2 * i + 1));
+    }
+};
+#endif
+
 // Eight codes of NVFP4, one by one.
 struct SingleCodes {
     typedef float Factor;
@@ -102,16 +120,22 @@ struct PairedCodes {
 template <bool kPairs>
 struct CodesFor {
     typedef SingleCodes Words;
+    typedef ByteWords Bytes;
 };
 template <>
 struct CodesFor<true> {
     typedef PairedCodes Words;
+    typedef PairedBytes Bytes;
 };
 template <bool kPairs>
 using CodeWords = typename CodesFor<kPairs>::Words;
+template <bool kPairs>
+using BytesFor = typename CodesFor<kPairs>::Bytes;
 #else
 template <bool>
 using CodeWords = SingleCodes;
+template <bool>
+using BytesFor = ByteWords;
 #endif
 
 #if defined(__AVX512F__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -67,6 +67,7 @@ def test_head_is_the_reference(
 
 
 @given(st.integers(1, 40), st.integers(1, 400), st.integers(1, 60), st.integers(0, 999))
+@example(14, 155, 14, 132)  # a row alone in 8 bits once had another last bit
 @many
 def test_log_probabilities_are_the_reference_with_the_bits_of_the_logits(
     kernels: Kernels, length: int, vocab: int, half: int, seed: int
@@ -84,6 +85,17 @@ def test_log_probabilities_are_the_reference_with_the_bits_of_the_logits(
             beliefs = head(*warm, None, kernels)
             written = logits(own, one, CAP, kernels).gather(1, ids) - beliefs.log_sum[:, None]
             assert torch.equal(log_probabilities(*warm, beliefs, ids, kernels), written)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_logits_of_a_row_alone_have_their_bits(kernels: Kernels, seed: int) -> None:
+    """In fp32, where results in bf16 would hide the last ones."""
+    x, table, _, _ = _case(40, 320, 700 + 2 * seed, seed)
+    for one in (rows(table), rows(table.float()), int8(quantise_rows(table))):
+        for own in (x, x.bfloat16()):
+            whole = logits(own, one, CAP, kernels)
+            for row in range(40):
+                assert torch.equal(logits(own[row : row + 1], one, CAP, kernels)[0], whole[row])
 
 
 def test_log_probabilities_of_ids_that_are_not_there_are_refused(kernels: Kernels) -> None:

@@ -54,6 +54,10 @@ def test_json_for_a_program(sfumato: Program, tiny: Path, tmp_path: Path) -> Non
     share = touched / sum(part["values"] for part in parts.values())
     assert report["quantised_share_of_bytes"] == pytest.approx(share)
     assert parts["experts"]["quantised_values"] == 0
+    assert "modules" not in parts["experts"]
+    errors = parts["attention"]["modules"].values()
+    assert min(errors) <= parts["attention"]["relative_error"] <= max(errors)
+    assert "model.decoder.layers.0.self_attn.q_proj" in parts["attention"]["modules"]
     assert "vision" not in parts
 
 

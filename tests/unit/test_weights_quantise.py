@@ -89,6 +89,14 @@ def test_what_is_written(tmp_path: Path) -> None:
     assert experts.relative_error is not None
     assert 0.08 < experts.relative_error < 0.11
     assert report.parts["embedding"].relative_error is None
+    # Each matrix by its name, and together they are the part's.
+    assert len(experts.errors) == 2 * 4 * 3
+    assert set(report.parts["attention"].errors) >= {f"{LAYER}self_attn.{one}" for one in names}
+    for name, weight in matrices.items():
+        lost = (loaded[f"{LAYER}self_attn.{name}.weight"] - weight).norm() / weight.norm()
+        found = report.parts["attention"].errors[f"{LAYER}self_attn.{name}"]
+        assert found == pytest.approx(float(lost), rel=1e-5)
+    assert report.parts["embedding"].errors == {}
 
 
 def test_the_files_are_modelopts(source: Path, tmp_path: Path) -> None:
@@ -134,6 +142,7 @@ def test_the_embedding_in_8_bits(tmp_path: Path) -> None:
     assert part.quantised == part.values == state[EMBEDDING].numel()
     assert part.relative_error is not None
     assert 0.001 < part.relative_error < 0.01
+    assert part.errors == {EMBEDDING.removesuffix(".weight"): part.relative_error}
     found = load_quantisation(tmp_path / "q")
     assert found is not None
     assert found.int8_embedding

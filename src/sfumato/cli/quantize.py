@@ -127,8 +127,9 @@ def quantize(
 
     Experts, attention, dense MLP and self-conditioning are quantised; norms, router, scalars and
     vision stay as stored, and so does the embedding unless told otherwise. SRC is not changed. What
-    is written is read back and compared with it, and the error of each part is printed. DST is
-    there complete at the end; a run that was killed goes on where it was, if it is given again.
+    is written is read back and compared with it, and the error of each part is printed, with --json
+    that of each matrix too. DST is there complete at the end; a run that was killed goes on where
+    it was, if it is given again.
 
     With --calibrate codes are not the nearest but those that leave the least of the outputs' error
     together. The model is run for that, and the moments of its inputs take 14 GB of disk beside
@@ -177,6 +178,7 @@ def describe(
             "bytes_after": part.bytes_after,
             "relative_error": part.relative_error,
         }
+        | ({"modules": part.errors} if part.errors else {})
         | _outputs(part.relative_output_errors)
         for name, part in report.parts.items()
         if part.values

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -27,6 +27,8 @@ _SAMPLE = 16  # rows of a matrix whose outputs' error is looked at
 class PartReport:
     """What became of one part of the model, in values, bytes and squared sums.
 
+    `errors` are the relative errors of its quantised matrices, by their names.
+
     Of a calibrated run, `outputs` are the squares of what a sample of rows gives for the inputs
     met, `output_error` what was lost of them, and `plain_error` what the nearest codes would lose.
     """
@@ -40,6 +42,7 @@ class PartReport:
     outputs: float = 0.0
     output_error: float = 0.0
     plain_error: float = 0.0
+    errors: dict[str, float] = field(default_factory=dict)
 
     @property
     def relative_error(self) -> float | None:
@@ -57,8 +60,10 @@ class PartReport:
 
     def add(self, more: PartReport) -> None:
         """Count what another report has."""
+        self.errors |= more.errors
         for name, value in vars(more).items():
-            setattr(self, name, getattr(self, name) + value)
+            if name != "errors":
+                setattr(self, name, getattr(self, name) + value)
 
 
 def check_shard(
@@ -83,6 +88,8 @@ def check_shard(
         sums = _check_job(file, job, source, known if digests is not None else None)
         if sums is None:
             return None
+        if sums.relative_error is not None:
+            sums.errors[job.module or job.target.removesuffix(".weight")] = sums.relative_error
         parts.setdefault(part_of(job.target), PartReport()).add(sums)
         for written in job.written:
             file.release(written.name)

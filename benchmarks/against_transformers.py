@@ -1,8 +1,8 @@
 """Time sfumato and transformers on the same files, in turns, in one run.
 
 Usage: python benchmarks/against_transformers.py [CHECKPOINT] [--reference FOLDER] [--threads N]
-           [--rounds N] [--context N] [--dtype DTYPE] [--activations int8] [--output FILE]
-           [--llama-cpp BINARY --gguf FILE]
+           [--rounds N] [--context N] [--dtype DTYPE] [--device DEVICE] [--activations int8]
+           [--output FILE] [--llama-cpp BINARY --gguf FILE]
 
 CHECKPOINT is a folder, the small model if left out; benchmarks/random_checkpoint.py writes more.
 Each round times both programs once, the second first in every other round: encoding the context, a
@@ -39,7 +39,6 @@ from sfumato.evaluation.files import check_target, write_text
 from sfumato.model.diffusion_gemma import DiffusionGemma
 
 Work = Callable[[], object]
-CPU = torch.device("cpu")
 STEPS = 4  # of a loop, the first of which is left out
 Pair = tuple[Callable[[], float], Callable[[], float]]
 
@@ -61,17 +60,17 @@ class Clock:
         """Nothing to close."""
 
 
-def reference(folder: Path, dtype: torch.dtype) -> Any:
+def reference(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
     """The checkpoint as transformers loads it; a vision tower it lacks is random and idle."""
     from transformers import DiffusionGemmaForBlockDiffusion
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    model = DiffusionGemmaForBlockDiffusion.from_pretrained(folder, dtype=dtype).eval()
+    model = DiffusionGemmaForBlockDiffusion.from_pretrained(folder, dtype=dtype)
     if model.config.image_token_id is None:
         model.config.image_token_id = -1  # its `generate` compares ids with it, whatever it is
-    return model
+    return model.eval().to(device)
 
 
 def pairs(network: DiffusionGemma, theirs: Any, context: int) -> dict[str, Pair]:
@@ -79,7 +78,7 @@ def pairs(network: DiffusionGemma, theirs: Any, context: int) -> dict[str, Pair]
     ours = Passes.make(network, 1, context)
     prompt = random_ids(network, 1, context, 0)
     length = network.config.canvas_length
-    places = torch.arange(context, context + length)[None]
+    places = torch.arange(context, context + length, device=network.device)[None]
     first = theirs(input_ids=prompt, decoder_input_ids=ours.canvas)
 
     def forward(beliefs: torch.Tensor | None) -> Work:
@@ -99,7 +98,7 @@ def pairs(network: DiffusionGemma, theirs: Any, context: int) -> dict[str, Pair]
         return (clock.ends[-1] - clock.ends[0]) / (len(clock.ends) - 1)
 
     def timed(work: Work) -> Callable[[], float]:
-        return lambda: seconds_of(work, CPU)
+        return lambda: seconds_of(work, network.device)
 
     steps = Effort(repeats=STEPS - 1, seconds=0.0)
     return {
@@ -145,13 +144,19 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     import transformers
 
     folder = options.checkpoint or SMALL_FOLDER
-    model = load(options.checkpoint, dtype=options.dtype, activations=options.activations)
+    model = load(
+        options.checkpoint,
+        dtype=options.dtype,
+        device=options.device,
+        activations=options.activations,
+    )
+    network = model.network
     facts = gather(model, str(folder), commit())
-    theirs = reference(options.reference or folder, model.network.dtype)
-    _check_same(model.network, theirs)
+    theirs = reference(options.reference or folder, network.dtype, network.device)
+    _check_same(network, theirs)
     rows = []
-    for name, pair in pairs(model.network, theirs, options.context).items():
-        with watching(CPU) as watch:
+    for name, pair in pairs(network, theirs, options.context).items():
+        with watching(network.device) as watch:
             ours, others = alternate(pair, options.rounds)
         ratio = ratio_of_medians(others, ours)
         rows.append(
@@ -205,7 +210,8 @@ def llama(options: argparse.Namespace) -> dict[str, Any] | None:
 def tell(report: dict[str, Any]) -> str:
     """The report for people."""
     where = (
-        f"{report['processor']}, {report['threads']} threads of {report['cores']} cores, sfumato "
+        f"{report['processor']}, {report['threads']} threads of {report['cores']} cores, "
+        f"{report['device']}, sfumato "
         f"{report['sfumato']} (commit {report['commit']}), transformers {report['transformers']}, "
         f"torch {report['torch']}, {report['date']}"
     )
@@ -245,6 +251,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     ):
         parser.add_argument(f"--{name}", type=_whole(most), default=default)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"))
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--reference", type=Path)
     parser.add_argument("--activations", choices=("int8",))
     parser.add_argument("--output", type=Path)

@@ -94,7 +94,7 @@ SFUMATO_INLINE void hide(const Attention& job, int64_t batch, int64_t row, int64
     for (int64_t t = 0; t < count; t++) {
         const bool before = (slots[t] >= 0) & (slots[t] <= place) & (slots[t] > first);
         const bool grouped = group >= 0 && t >= oldest && groups[t] == group;
-        scores[t] = before | grouped | (t == oldest + row) ? scores[t] : -INFINITY;
+        scores[t] = (before | grouped | (t == oldest + row)) ? scores[t] : -INFINITY;
     }
 }
 

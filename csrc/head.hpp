@@ -54,7 +54,7 @@ SFUMATO_INLINE Summary summarise(const float* c, float m, int64_t own) {
         const vf some = load<vf>(e + i);
         const vf distance = load<vf>(c + i) - m;
         sum += some;
-        moment += some * select(some > 0.0f, distance, vf{});
+        moment = multiply_add(some, select(some > 0.0f, distance, vf{}), moment);
     }
     uint64_t equal = 0, none = 0;  // a bit for each id: the maximum's, and those that are no number
     for (int i = 0; i < kGroup; i += kLanes) {
@@ -224,7 +224,7 @@ SFUMATO_INLINE void add_rows(float* sum, const void* const* rows, const float* p
     int64_t at = begin;
     for (; at + kLanes <= end; at += kLanes) {
         vf own = load<vf>(sum + at);
-        for (int n = 0; n < N; n++) own += p[n] * table_values<F>(rows[n], at);
+        for (int n = 0; n < N; n++) own = multiply_add(table_values<F>(rows[n], at), p[n], own);
         store(sum + at, own);
     }
     for (; at < end; at++)

@@ -84,10 +84,8 @@ struct NarrowRows {
                 for (int t = 0; t < T; t++) {
                     const vi products = add_products(vi{} + (int32_t)x[4], codes[t], x);
                     const vf whole = __builtin_convertvector(products, vf);
-                    if constexpr (kScaled)
-                        sum[r][first + t] += whole * (scales[t] * scale);
-                    else
-                        sum[r][first + t] += whole * scale;
+                    vf& own = sum[r][first + t];
+                    own = multiply_add(whole, kScaled ? scales[t] * scale : vf{} + scale, own);
                 }
             }
         }
@@ -96,21 +94,6 @@ struct NarrowRows {
 
 template <class Kind>
 constexpr bool kIsNarrow = __is_same(Kind, NarrowRows<true>) || __is_same(Kind, NarrowRows<false>);
-
-// A product that is not fused with the addition after it, so that every set has the same codes.
-SFUMATO_INLINE vf rounded(vf product) {
-#if defined(__AVX512F__)
-    asm("" : "+v"(product));
-#elif defined(__SSE2__)
-    asm("" : "+x"(product));
-#else
-    for (int lane = 0; lane < kLanes; lane++) {
-        volatile float one = product[lane];
-        product[lane] = one;
-    }
-#endif
-    return product;
-}
 
 constexpr float kLargestCode = 127.0f, kLeastOfRecord = 0x1p-100f;
 
@@ -133,9 +116,10 @@ SFUMATO_INLINE void narrow_group(const float* x, int32_t offset, uint32_t* to) {
     const vf inverse = all(kLargestCode / largest);
     vi sums{};
     for (int i = 0; i < kPanel; i += kLanes) {
-        // Adding 1.5 * 2^23 rounds to a whole number, ties to even, and leaves it in the low bits.
+        // Adding 1.5 * 2^23 rounds to a whole number, ties to even, and leaves it in the low bits. The product is
+        // rounded before, so that every set has the same codes.
         const vf magic = all(12582912.0f);
-        const vi code = (vi)(rounded(load<vf>(x + i) * inverse) + magic) - 0x4b400000;
+        const vi code = (vi)(load<vf>(x + i) * inverse + magic) - 0x4b400000;
         typedef int8_t vb __attribute__((vector_size(kLanes)));
         store((char*)to + i, __builtin_convertvector(code, vb));
         sums += code;

@@ -22,7 +22,7 @@ SFUMATO_INLINE float inverse_rms(const float* x, int64_t width, float eps) {
     int64_t i = 0;
     for (; i + kLanes <= width; i += kLanes) {
         const vf some = load<vf>(x + i);
-        sums += some * some;
+        sums = multiply_add(some, some, sums);
     }
     float sum = total(sums);
     for (; i < width; i++) sum += x[i] * x[i];

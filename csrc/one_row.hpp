@@ -40,17 +40,10 @@ struct OneRow {
     static constexpr int64_t bytes(int64_t values) { return values * 4 / Words::each; }
 
     // A run's activations, and zeros behind them.
-    template <class Activation>
-    SFUMATO_INLINE void take(const Activation* from, int64_t count) {
-        int64_t k = 0;
-        if constexpr (__is_same(Activation, Factor)) {
-            k = count / per_factor;
-            memcpy(x, from, sizeof(Factor) * k);
-        } else {  // pairs, one by one
-            for (; k + kLanes <= count; k += kLanes) store(x + k, load_bf16((const uint16_t*)from + k));
-            for (; k < count; k++) x[k] = widen(((const uint16_t*)from)[k]);
-        }
-        memset(x + k, 0, sizeof x - sizeof(Factor) * k);
+    SFUMATO_INLINE void take(const Factor* from, int64_t count) {
+        const int64_t there = sizeof(Factor) * (count / per_factor);
+        memcpy(x, from, there);
+        memset((char*)x + there, 0, sizeof x - there);
     }
 
     // The scales of a run's groups, in bytes.
@@ -89,7 +82,6 @@ struct OneRow {
     // a slice's share of the next group is asked for, `next` bytes on, in the order of memory: so many rows at
     // once are more than a processor foresees by itself, and more than it can ask for at a time. Beyond the end
     // of the matrix that is no error.
-    template <bool kPairs>
     SFUMATO_INLINE void add(vf (&sum)[kSums], const Factor* from, int64_t count, int64_t next) const {
         for (int64_t word = 0; word < count; word++, from += Words::steps) {
             for (const PanelRows& panel : panels)
@@ -102,20 +94,18 @@ struct OneRow {
                                    scale + Words::scales * (first + v) * kLanes);
                 for (int i = 0; i < Words::steps; i++)
                     for (int v = 0; v < kTogether; v++)
-                        sum[first + v] = own[v].template add<kPairs>(sum[first + v], from[i], i);
+                        sum[first + v] = own[v].add(sum[first + v], from[i], i);
             }
         }
     }
 
     // c[64] += from . weight
-    template <class Activation>
-    SFUMATO_INLINE void multiply(const Activation* from, float* c) {
-        constexpr bool kPairs = !__is_same(Activation, float);
+    SFUMATO_INLINE void multiply(const Factor* from, float* c) {
         const int64_t stride = Words::scales ? bytes(weight.k) : weight.stride * PanelRows::size_of(weight.format);
         int64_t next = (weight.values ? kGroup / 2 : kGroup) * stride;
         for (int64_t begin = 0; begin < weight.k; begin += kRun) {
             const int64_t run = weight.k - begin < kRun ? weight.k - begin : kRun;
-            take(from + begin / (kPairs ? 2 : 1), run);
+            take(from + begin / per_factor, run);
             if constexpr (Words::scales > 0) turn_scales(begin, run);
             vf sum[kSums] = {};
             for (int64_t at = 0; at < run; at += slice, next += kSliceWords * 64) {
@@ -124,7 +114,7 @@ struct OneRow {
                 if constexpr (kLanes == 16 && Words::scales == 0) fetch_rows(bytes(begin + at + slice));
                 turn_over(bytes(begin + at), bytes(some));
                 if constexpr (Words::scales > 0) widen_scales(at);
-                add<kPairs>(sum, x + at / per_factor, (some + Words::each - 1) / Words::each, next);
+                add(sum, x + at / per_factor, (some + Words::each - 1) / Words::each, next);
             }
             for (int v = 0; v < kSums; v++) {
                 float* to = c + v * kLanes;
@@ -142,14 +132,14 @@ SFUMATO_INLINE bool serves_one_row(const Matrix& w) {
 // c[64] += x . w for the channels of a whole group.
 template <class Activation>
 inline void one_row(const Activation* x, const Matrix& w, int64_t group, float* c) {
-    constexpr bool kPairs = !__is_same(Activation, float);
+    typedef WordsFor<Activation> Words;
     if (w.format == Format::nvfp4_rows)
-        OneRow<CodeWords<kPairs>>(w, group * kPanels).multiply(x, c);
+        OneRow<typename Words::Codes>(w, group * kPanels).multiply(x, c);
     else if (kLanes < 16 || w.format == Format::i8_rows)
-        OneRow<BytesFor<kPairs>>(w, group * kPanels).multiply(x, c);
+        OneRow<typename Words::Bytes>(w, group * kPanels).multiply(x, c);
 #if defined(__AVX512F__)
     else
-        OneRow<PairWords<kPairs>>(w, group * kPanels).multiply(x, c);
+        OneRow<typename Words::Halves>(w, group * kPanels).multiply(x, c);
 #endif
 }
 

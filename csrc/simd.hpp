@@ -9,6 +9,8 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #define SFUMATO_INLINE inline __attribute__((always_inline))
@@ -53,6 +55,23 @@ SFUMATO_INLINE vf all(float x) { return vf{} + x; }
 SFUMATO_INLINE vf first_of(vu pairs) { return (vf)(pairs << 16); }
 SFUMATO_INLINE vf second_of(vu pairs) { return (vf)(pairs & 0xffff0000u); }
 
+// a * b + c, rounded once where the set can. Written out, and nothing else is ever fused (CMakeLists.txt): a compiler
+// that may choose does so loop by loop, and a row would have other bits beside others than alone.
+SFUMATO_INLINE vf multiply_add(vf a, vf b, vf c) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__)
+    return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+    return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+    return a * b + c;
+#endif
+}
+
+// `b` in all lanes: subtracting zero leaves it as it is, its sign too, and costs nothing.
+SFUMATO_INLINE vf multiply_add(vf a, float b, vf c) { return multiply_add(a, b - vf{}, c); }
+
 #if defined(__AVX512BF16__)
 // Both products of a pair are added with one rounding each; subnormal inputs count as zero.
 SFUMATO_INLINE vf add_pairs(vf sum, vu a, vu b) {
@@ -60,7 +79,7 @@ SFUMATO_INLINE vf add_pairs(vf sum, vu a, vu b) {
 }
 #else
 SFUMATO_INLINE vf add_pairs(vf sum, vu a, vu b) {
-    return sum + first_of(a) * first_of(b) + second_of(a) * second_of(b);
+    return multiply_add(second_of(a), second_of(b), multiply_add(first_of(a), first_of(b), sum));
 }
 #endif
 
@@ -192,17 +211,17 @@ SFUMATO_INLINE void turn_line(const uint8_t* const* rows, int64_t at, int64_t th
 SFUMATO_INLINE vf exponential(vf x) {
     const vf held = minimum(maximum(x, all(-87.0f)), all(88.0f));
     const vf magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
-    const vf whole = held * 1.44269504f + magic;
+    const vf whole = multiply_add(held, 1.44269504f, magic);
     const vf n = whole - magic;
     // ln 2 in two parts, the first exact in few bits, so that the difference loses nothing.
-    const vf r = (held - n * 0.693359375f) + n * 2.12194440e-4f;
+    const vf r = multiply_add(n, 2.12194440e-4f, multiply_add(n, -0.693359375f, held));
     vf p = all(1.9875691500e-4f);
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
+    p = multiply_add(p, r, all(1.3981999507e-3f));
+    p = multiply_add(p, r, all(8.3334519073e-3f));
+    p = multiply_add(p, r, all(4.1665795894e-2f));
+    p = multiply_add(p, r, all(1.6666665459e-1f));
+    p = multiply_add(p, r, all(5.0000001201e-1f));
+    p = multiply_add(p * r, r, r) + 1.0f;
     const vi power = ((vi)whole - 0x4b400000) << 23;
     return select(x == x, (vf)((vi)p + power), x);
 }
@@ -210,7 +229,7 @@ SFUMATO_INLINE vf exponential(vf x) {
 // GELU in its tanh approximation: x / (1 + e^(-2u)), u = sqrt(2 / pi) (x + 0.044715 x^3). Where e^(-2u)
 // overflows the value is zero, and minus infinity gives NaN, as zero times infinity does.
 SFUMATO_INLINE vf gelu(vf x) {
-    const vf u = (x + 0.044715f * x * x * x) * 0.7978845608f;
+    const vf u = multiply_add(0.044715f * x * x, x, x) * 0.7978845608f;
     const vf value = x / (1.0f + exponential(-2.0f * u));
     return select(u < -44.0f, x * 0.0f, value);
 }

@@ -39,11 +39,11 @@ struct FloatRows {  // fp32 activations times bf16 pairs
         for (int v = 0; v < V; v++)
             part[v] = first_of(load<vu>(w[v / kVectors] + at * kPanel + v % kVectors * kLanes));
         for (int r = 0; r < R; r++)
-            for (int v = 0; v < V; v++) sum[r][v] += a[r * lda + 2 * at] * part[v];
+            for (int v = 0; v < V; v++) sum[r][v] = multiply_add(part[v], a[r * lda + 2 * at], sum[r][v]);
         for (int v = 0; v < V; v++)
             part[v] = odd_of(load<vu>(w[v / kVectors] + at * kPanel + v % kVectors * kLanes));
         for (int r = 0; r < R; r++)
-            for (int v = 0; v < V; v++) sum[r][v] += a[r * lda + 2 * at + 1] * part[v];
+            for (int v = 0; v < V; v++) sum[r][v] = multiply_add(part[v], a[r * lda + 2 * at + 1], sum[r][v]);
     }
 };
 
@@ -59,7 +59,7 @@ struct FloatWeights {  // fp32 activations times fp32
         for (int v = 0; v < V; v++)
             part[v] = load<vf>(w[v / kVectors] + at * kPanel + v % kVectors * kLanes);
         for (int r = 0; r < R; r++)
-            for (int v = 0; v < V; v++) sum[r][v] += a[r * lda + at] * part[v];
+            for (int v = 0; v < V; v++) sum[r][v] = multiply_add(part[v], a[r * lda + at], sum[r][v]);
     }
 };
 
@@ -143,7 +143,7 @@ SFUMATO_INLINE void scale_columns(const Matrix& w, int64_t group, int64_t rows, 
 }
 
 // Whether one row of a kind goes the way of one_row.hpp.
-#if defined(__AVX512F__)
+#if defined(__AVX512BF16__)
 template <class Kind>
 constexpr bool kTakesOneRow = __is_same(Kind, FloatRows) || __is_same(Kind, PairRows);
 #else

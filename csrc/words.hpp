@@ -1,7 +1,8 @@
 // Words of sixteen channels' weights, and what a product takes from them: for one_row.hpp.
 //
 // Each kind tells how many values a word holds (`each`), in how many steps they are multiplied (`steps`) with
-// factors of which type, how many 32-bit numbers stand for a group's scale (`scales`), and adds step `i` to a sum.
+// factors of which type, how many 32-bit numbers stand for a group's scale (`scales`), and adds step `i` to a sum, x
+// being its activations: one in fp32, or two in bf16.
 #pragma once
 
 #include "panels.hpp"
@@ -10,32 +11,19 @@ namespace sfumato::SFUMATO_ISA {
 
 #if defined(__AVX2__)
 
-// The product that tiles add: of fp32, or the instruction for pairs of bf16 with its rounding and what it takes for
-// zero. One value is half of a pair then, the high half of an fp32 whose low half is zero.
-template <bool kPairs>
-SFUMATO_INLINE vf add_product(vf sum, float x, vf weight) {
-    const vf factor = x - vf{};  // in all lanes; adding zero would lose the sign of another
-    if constexpr (kPairs) return add_pairs(sum, (vu)factor, (vu)weight);
-    return sum + factor * weight;
-}
-
-struct ByteWords {  // four values in 8 bits, which have scales of their rows
+struct SingleBytes {  // four values in 8 bits, which have scales of their rows
     typedef float Factor;
     static constexpr int each = 4, steps = 4, scales = 0;
     FourBytes values;
 
-    SFUMATO_INLINE ByteWords() : values(vu{}) {}
-    SFUMATO_INLINE ByteWords(vu from, const uint32_t*) : values(from) {}
+    SFUMATO_INLINE SingleBytes() : values(vu{}) {}
+    SFUMATO_INLINE SingleBytes(vu from, const uint32_t*) : values(from) {}
 
-    template <bool kPairs>
-    SFUMATO_INLINE vf add(vf sum, float x, int i) const {
-        return add_product<kPairs>(sum, x, values.value(i));
-    }
+    SFUMATO_INLINE vf add(vf sum, float x, int i) const { return multiply_add(values.value(i), x, sum); }
 };
 
 #if defined(__AVX512BF16__)
-// The same as pairs of bf16: how the instruction rounds between a pair's products is its own affair, and two calls
-// with half a pair each are not the same to the last bit.
+// The same as pairs of bf16.
 struct PairedBytes {
     typedef uint32_t Factor;
     static constexpr int each = 4, steps = 2, scales = 0;
@@ -44,7 +32,6 @@ struct PairedBytes {
     SFUMATO_INLINE PairedBytes() : values(vu{}) {}
     SFUMATO_INLINE PairedBytes(vu from, const uint32_t*) : values(from) {}
 
-    template <bool>
     SFUMATO_INLINE vf add(vf sum, uint32_t x, int i) const {
         return add_pairs(sum, vu{} + x, ((vu)values.value(2 * i) >> 16) | (vu)values.value(2 * i + 1));
     }
@@ -92,10 +79,7 @@ struct SingleCodes {
         return (vf)_mm256_cvtepi32_ps(_mm256_shuffle_epi8(i % 2 ? odd : even, places)) * scale;
     }
 #endif
-    template <bool kPairs>
-    SFUMATO_INLINE vf add(vf sum, float x, int i) const {
-        return add_product<kPairs>(sum, x, value(i));
-    }
+    SFUMATO_INLINE vf add(vf sum, float x, int i) const { return multiply_add(value(i), x, sum); }
 };
 
 #if defined(__AVX512BF16__)
@@ -111,63 +95,54 @@ struct PairedCodes {
 
     static SFUMATO_INLINE void widen(const uint8_t* from, uint32_t* to) { PairScale::widen(from, to); }
 
-    template <bool>
     SFUMATO_INLINE vf add(vf sum, uint32_t x, int i) const {
         return add_pairs(sum, vu{} + x, code_pair(words, i, scale));
     }
 };
 
-template <bool kPairs>
-struct CodesFor {
-    typedef SingleCodes Words;
-    typedef ByteWords Bytes;
-};
-template <>
-struct CodesFor<true> {
-    typedef PairedCodes Words;
-    typedef PairedBytes Bytes;
-};
-template <bool kPairs>
-using CodeWords = typename CodesFor<kPairs>::Words;
-template <bool kPairs>
-using BytesFor = typename CodesFor<kPairs>::Bytes;
-#else
-template <bool>
-using CodeWords = SingleCodes;
-template <bool>
-using BytesFor = ByteWords;
-#endif
-
-#if defined(__AVX512F__)
-// Two values in bf16: with a pair of activations, or one by one.
-template <bool kPairs>
-struct PairWords {
+struct PairedHalves {
     typedef uint32_t Factor;
     static constexpr int each = 2, steps = 1, scales = 0;
     vu words;
 
-    PairWords() = default;
-    SFUMATO_INLINE PairWords(vu from, const uint32_t*) : words(from) {}
+    PairedHalves() = default;
+    SFUMATO_INLINE PairedHalves(vu from, const uint32_t*) : words(from) {}
 
-    template <bool>
-    SFUMATO_INLINE vf add(vf sum, uint32_t x, int) const {
-        return add_pairs(sum, vu{} + x, words);
-    }
+    SFUMATO_INLINE vf add(vf sum, uint32_t x, int) const { return add_pairs(sum, vu{} + x, words); }
 };
+#endif
 
-template <>
-struct PairWords<false> {
+#if defined(__AVX512F__)
+// Two values in bf16.
+struct SingleHalves {
     typedef float Factor;
     static constexpr int each = 2, steps = 2, scales = 0;
     vu words;
 
-    PairWords() = default;
-    SFUMATO_INLINE PairWords(vu from, const uint32_t*) : words(from) {}
+    SingleHalves() = default;
+    SFUMATO_INLINE SingleHalves(vu from, const uint32_t*) : words(from) {}
 
-    template <bool>
     SFUMATO_INLINE vf add(vf sum, float x, int i) const {
-        return sum + (x - vf{}) * (i ? second_of(words) : first_of(words));
+        return multiply_add(i ? second_of(words) : first_of(words), x, sum);
     }
+};
+#endif
+
+// What serves which activations: single ones in fp32, and pairs in bf16 where the set multiplies those.
+template <class Activation>
+struct WordsFor {
+    typedef SingleCodes Codes;
+    typedef SingleBytes Bytes;
+#if defined(__AVX512F__)
+    typedef SingleHalves Halves;
+#endif
+};
+#if defined(__AVX512BF16__)
+template <>
+struct WordsFor<uint32_t> {
+    typedef PairedCodes Codes;
+    typedef PairedBytes Bytes;
+    typedef PairedHalves Halves;
 };
 #endif
 

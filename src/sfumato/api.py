@@ -22,6 +22,7 @@ from sfumato.diffusion.steps import PLAIN, FusedSteps
 from sfumato.errors import ContextLengthError, InputError, UsageError
 from sfumato.kv.cache import KVCache, check_cache_dtype
 from sfumato.model.diffusion_gemma import DiffusionGemma
+from sfumato.model.experts import form_for
 from sfumato.model.kernels import narrowed, use_kernels
 from sfumato.ops.kernels import AUTO, check_activations, choose, reason_for_none
 from sfumato.ops.linear import ACTIVATIONS
@@ -40,9 +41,6 @@ Mode = Literal["diffusion", "autoregressive"]
 Loop = Literal["plain", "fast"]
 
 SMALL_FOLDER = Path(__file__).parent / "small"
-# Up to this many expert columns in all (E * F), one wide product over every expert is cheaper than
-# finding out which rows belong to which expert.
-DENSE_EXPERTS_WIDTH = 1024
 # Logits of a step that `answer` holds at once, over all its rows: 33 MB in fp32, 48 rows of the
 # small model. One row always goes, which for the released model is 2^26 logits, 268 MB.
 ANSWER_LOGITS = 1 << 23
@@ -436,9 +434,8 @@ def load(
     if narrow:
         _check_narrowed(network)
     text = config.text
-    if small and text.num_experts * text.moe_intermediate_size <= DENSE_EXPERTS_WIDTH:
-        for layer in network.layers:
-            layer.experts.mode = "dense"
+    for layer in network.layers:
+        layer.experts.mode = form_for(text, network.device, may_be_dense=small)
     return Model(network, load_generation_config(folder, text), folder, _commit_of(folder))
 
 

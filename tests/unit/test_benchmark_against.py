@@ -75,8 +75,8 @@ def test_the_table() -> None:
         "part": "denoise", "sfumato_seconds": summary, "transformers_seconds": {"median": 0.03},
         "ratio": {"value": 3.0, "low": 2.5, "high": 3.25}, "others_cores": 0.5,
     }  # fmt: skip
-    names = ("model", "dtype", "context", "processor", "threads", "cores", "sfumato", "commit",
-             "transformers", "torch", "date", "reference")  # fmt: skip
+    names = ("model", "dtype", "context", "processor", "threads", "cores", "device", "sfumato",
+             "commit", "transformers", "torch", "date", "reference")  # fmt: skip
     report = {name: f"<{name}>" for name in names}
     told = against.tell({**report, "kernels": None, "results": [row], "llama_cpp": None})
     assert told.splitlines()[-1].split()[:5] == ["denoise", "10.00", "30.00", "3.00", "2.50-3.25"]

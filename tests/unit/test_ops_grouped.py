@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sfumato.model.experts import Experts
+from sfumato.model.experts import Experts, form_for
 from sfumato.ops.grouped import grouped_linear, grouped_outer, permute_rows
 from tests.helpers import Shape, tiny_config
 
@@ -92,3 +92,14 @@ def test_all_forms_of_the_experts_are_one_sum(top_k: int, crowded: bool) -> None
     for other in found[1:]:
         for one, same in zip(found[0], other, strict=True):
             torch.testing.assert_close(one, same)
+
+
+def test_the_form_by_size_and_device() -> None:
+    narrow = tiny_config(Shape(experts=4, expert_width=256)).text
+    wide = tiny_config(Shape(experts=4, expert_width=257)).text
+    cpu, accelerator = torch.device("cpu"), torch.device("meta")
+    assert form_for(narrow, cpu, may_be_dense=True) == "dense"
+    assert form_for(narrow, cpu, may_be_dense=False) == "loop"
+    assert form_for(wide, cpu, may_be_dense=True) == "loop"
+    assert form_for(wide, accelerator, may_be_dense=True) == "grouped"
+    assert form_for(narrow, accelerator, may_be_dense=False) == "grouped"

@@ -10,12 +10,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from sfumato.api import DENSE_EXPERTS_WIDTH, SMALL_FOLDER, Model
+from sfumato.api import SMALL_FOLDER, Model
 from sfumato.config.generation import GenerationConfig
 from sfumato.config.model import LayerConfig, ModelConfig, TextConfig
 from sfumato.config.parse import load_config
 from sfumato.errors import UsageError
-from sfumato.model.diffusion_gemma import DiffusionGemma
+from sfumato.model.experts import form_for
 from sfumato.model.kernels import use_kernels
 from sfumato.ops.kernels import Kernels
 from sfumato.weights.loader import DTYPES, build_on_meta
@@ -88,7 +88,8 @@ def random_model(
     tensors = {name: weights.tensor(name).to(device) for name in weights.shapes}
     network.load_state_dict(tensors, strict=True, assign=True)
     use_kernels(network, kernels)
-    _choose_experts(network, config)
+    for layer in network.layers:
+        layer.experts.mode = form_for(config.text, network.device, may_be_dense=True)
     return Model(network.eval(), GenerationConfig(eos_token_id=()))
 
 
@@ -143,11 +144,3 @@ def _level(name: str, values: Tensor) -> float:
 def _spread(name: str, values: Tensor) -> float:
     fan_in = math.sqrt(values.shape[-1])
     return (_LOGIT_SPREAD if "embed_tokens" in name else 1.0) / fan_in
-
-
-def _choose_experts(network: DiffusionGemma, config: ModelConfig) -> None:
-    """The form of the experts that `load` takes for the small model."""
-    text = config.text
-    if text.num_experts * text.moe_intermediate_size <= DENSE_EXPERTS_WIDTH:
-        for layer in network.layers:
-            layer.experts.mode = "dense"

@@ -49,7 +49,7 @@ def gather(model: Model, name: str, commit: str = UNKNOWN) -> Facts:
         commit=commit,
         dtype=str(model.network.dtype).removeprefix("torch."),
         kernels=None if model.network.kernels is None else model.network.kernels.label,
-        device=str(model.network.device),
+        device=_device(model.network.device),
         system=f"{platform.system()} {platform.machine()}",
         processor=_processor(),
         cores=_cores(),
@@ -69,6 +69,13 @@ def _processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
             if name.strip() == "model name" and value.strip():
                 return value.strip()
     return platform.processor() or platform.machine()
+
+
+def _device(device: torch.device) -> str:
+    """The device and, of an accelerator that tells it, its name."""
+    return (
+        f"{device} {torch.cuda.get_device_name(device)}" if device.type == "cuda" else f"{device}"
+    )
 
 
 def _cores() -> int:

@@ -14,6 +14,9 @@ from sfumato.model.mlp import gelu
 from sfumato.ops.grouped import grouped_linear, permute_rows
 
 ExpertsMode = Literal["loop", "dense", "grouped"]
+# Up to this many expert columns in all (E * F), one wide product over every expert is cheaper than
+# finding out which rows belong to which expert.
+DENSE_WIDTH = 1024
 # Rows [R, D], expert numbers [R, K] and their weights [R, K] to the mix [R, D].
 ExpertsKernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -24,7 +27,8 @@ class Experts(nn.Module):
     `mode` "loop" gathers the rows of each expert in turn. "dense" computes every expert for every
     row and multiplies those not chosen by zero: the same sum but for rounding, without
     data-dependent shapes, hence the form for small models. "grouped" sorts the rows by expert and
-    computes only what is chosen, in shapes that do not depend on the data: the form for training.
+    computes only what is chosen, in shapes that do not depend on the data: the form for training,
+    and for accelerators, which would wait for the host at each expert of the loop.
     `kernel`, if set, computes the sum in place of all of them.
     """
 
@@ -79,3 +83,13 @@ class Experts(nn.Module):
         parts = permute_rows(parts, inverse, order, 1).view(*chosen.shape, -1)
         mix: Tensor = (parts * weights[:, :, None]).sum(1)
         return mix.to(x.dtype)
+
+
+def form_for(config: TextConfig, device: torch.device, *, may_be_dense: bool) -> ExpertsMode:
+    """The form that serves a network on `device` best where no kernel does.
+
+    One whose bits need not be the reference's, which the loop's are, `may_be_dense` if narrow.
+    """
+    if may_be_dense and config.num_experts * config.moe_intermediate_size <= DENSE_WIDTH:
+        return "dense"
+    return "loop" if device.type == "cpu" else "grouped"

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 @torch.library.custom_op("sfumato::grouped_linear", mutates_args=())
@@ -17,7 +18,11 @@ def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """Rows [R, O] of `x` [R, I], each times the matrix of its group in `weight` [G, O, I].
 
     `ends` [G], int64: the row after each group's last; the last of them is R. Groups may be empty.
+    In bf16 on CUDA it is one product, which does not wait for `ends`; else one a group.
     """
+    if _in_one_product(x, weight):
+        offsets = ends.to(torch.int32)
+        return functional.grouped_mm(x, weight.transpose(1, 2), offs=offsets)
     out = x.new_empty(x.shape[0], weight.shape[1])
     start = 0
     for group, end in enumerate(ends.tolist()):
@@ -25,6 +30,14 @@ def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
             torch.mm(x[start:end], weight[group].t(), out=out[start:end])
         start = end
     return out
+
+
+def _in_one_product(x: Tensor, weight: Tensor) -> bool:
+    """Whether torch has one for these: of bf16, and of rows that lie on whole 16 bytes."""
+    if not x.is_cuda or not x.shape[0] or {x.dtype, weight.dtype} != {torch.bfloat16}:
+        return False
+    lie = (x.stride(-1), weight.stride(-1)) == (1, 1) and x.data_ptr() % 16 == 0
+    return lie and not any(n % 8 for n in (x.stride(0), *weight.stride()[:2], *weight.shape[1:]))
 
 
 @torch.library.custom_op("sfumato::grouped_outer", mutates_args=())

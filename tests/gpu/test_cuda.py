@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sfumato.api import SMALL_FOLDER, Model, load
+from sfumato.model.experts import ExpertsMode
 from sfumato.ops.grouped import _in_one_product, grouped_linear
 from sfumato.weights.quantise import quantise_checkpoint
 from tests.helpers import pair
@@ -36,11 +37,13 @@ SOLUTION = "53467891267219534819834256785976142342685379171392485696153728428741
 
 
 @cache
-def models(name: str, dtype: torch.dtype = torch.float32) -> tuple[Model, Any]:
-    """Our model, with the experts that `load` gives it, and the reference, both on CUDA."""
+def models(
+    name: str, dtype: torch.dtype = torch.float32, mode: ExpertsMode = "grouped"
+) -> tuple[Model, Any]:
+    """Our model, with the experts that `load` gives it or others, and the reference, on CUDA."""
     ours, reference = pair(SHAPES[name], seed=len(name), dtype=dtype)
     for layer in ours.layers:
-        layer.experts.mode = "grouped"
+        layer.experts.mode = mode
     return Model(ours.cuda(), SETTINGS), reference.cuda()
 
 
@@ -68,7 +71,7 @@ def test_bfloat16_stays_near_the_reference(name: str) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_generate_equals_the_reference_token_for_token(seed: int) -> None:
-    model, reference = models("three-full")
+    model, reference = models("three-full", mode="loop")
     prompt = ids(3, 11, seed).cuda()
     out = model.generate(prompt, seed=seed)
     torch.manual_seed(seed)

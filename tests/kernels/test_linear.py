@@ -132,7 +132,7 @@ def test_gated(kernels: Kernels, tens: int, m: int, half_k: int, seed: int) -> N
         wide_gate, wide_values = (x.double() @ half.double().t() for half in (gate, values))
         active = torch.nn.functional.gelu(wide_gate, approximate="tanh")
         error = (linear(x, one, kernels).double() - active * wide_values).abs()
-        # Of sums of k products it grows with the root of k: at most 0.7 of this in 4,500 random cases.
+        # That of k products grows with the root of k: at most 0.7 of this in 4,500 random cases.
         bound = 2.0**-24 * (8 + 2 * k**0.5)
         assert bool((error <= bound * (1 + active.abs() + wide_values.abs())).all())
 

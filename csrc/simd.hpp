@@ -73,7 +73,7 @@ SFUMATO_INLINE vf multiply_add(vf a, vf b, vf c) {
 SFUMATO_INLINE vf multiply_add(vf a, float b, vf c) { return multiply_add(a, b - vf{}, c); }
 
 #if defined(__AVX512BF16__)
-// Both products of a pair are added with one rounding each; subnormal inputs count as zero.
+// Both products of a pair are added with one rounding each, the high halves' first; subnormal inputs count as zero.
 SFUMATO_INLINE vf add_pairs(vf sum, vu a, vu b) {
     return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
 }

@@ -74,7 +74,7 @@ def test_bfloat16_stays_near_the_reference(name: str) -> None:
 def test_generate_equals_the_reference_token_for_token(seed: int) -> None:
     model, reference = models("three-full", mode="loop")
     prompt = ids(3, 11, seed).cuda()
-    # Few steps: two programs' rounding has not grown into another token by then, as it has by eight.
+    # Few steps: by eight, two programs' rounding has grown into another token.
     settings = dataclasses.replace(SETTINGS, max_denoising_steps=3, max_new_tokens=12)
     out = model.generate(prompt, seed=seed, generation=settings)
     torch.manual_seed(seed)

@@ -275,9 +275,65 @@ def test_a_run_killed_at_its_very_end_goes_on(
         with pytest.raises(KeyboardInterrupt):
             quantise_checkpoint(source, tmp_path / "q", **settings)
     report = quantise_checkpoint(source, tmp_path / "q", **settings)
-    assert (report.reused == report.files) == (step == "plan")
+    assert report.reused == report.files
+    assert noting.times == 2  # the whole one's, and once
     assert contents(tmp_path / "q") == contents(tmp_path / "whole")
     assert sorted(one.name for one in tmp_path.iterdir()) == ["q", "whole"]
+
+
+def test_a_folder_that_filled_meanwhile_costs_nothing(source: Path, tmp_path: Path) -> None:
+    """What stands in the target's way at the end can be put aside, and the run goes on."""
+    noting = Noting()
+    (tmp_path / "q").mkdir()
+
+    def note(moments: Moments) -> None:
+        noting(moments)
+        (tmp_path / "q" / "notes.txt").write_text("mine")
+
+    settings: dict[str, Any] = {"calibration": Calibration({"seed": 0}, note)}
+    with pytest.raises(CheckpointError, match="not written"):
+        quantise_checkpoint(source, tmp_path / "q", **settings)
+    assert (tmp_path / "q" / "notes.txt").read_text() == "mine"
+    (tmp_path / "q" / "notes.txt").unlink()
+    report = quantise_checkpoint(source, tmp_path / "q", **settings)
+    assert (noting.times, report.reused) == (1, report.files)
+
+
+def test_moments_that_a_kill_left_do_not_count_as_taken(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that ended without a word: its moments, as large as reserved, are not finished."""
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", lambda *_, **__: None)
+
+        def stop(_: Moments) -> None:
+            raise KeyboardInterrupt
+
+        killed = Calibration(Noting().calibration.identity, stop)
+        with pytest.raises(KeyboardInterrupt):
+            quantise_checkpoint(source, tmp_path / "q", calibration=killed)
+    left = aside_of(tmp_path / "q") / "moments"
+    assert any(left.glob("*.f32"))
+    measure = shutil.disk_usage
+
+    def usage(path: Path) -> Any:
+        assert not left.exists()
+        return measure(path)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    quantise_checkpoint(source, tmp_path / "q", calibration=Noting().calibration)
+
+
+def test_moments_that_outlived_their_run_are_cleared(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", lambda *_, **__: None)
+        quantise_checkpoint(source, tmp_path / "q", calibration=Noting().calibration)
+    assert len(list(tmp_path.iterdir())) == 2
+    with pytest.raises(InputError, match="exists already"):
+        quantise_checkpoint(source, tmp_path / "q")
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "q"]
 
 
 def test_what_a_killed_run_could_not_delete_serves_no_other(
@@ -360,6 +416,9 @@ def test_a_run_goes_on_only_with_the_same_settings_beside(
     shutil.copytree(source, own)
     (own / name).write_text("{}")
     monkeypatch.setattr(module, "check_shard", lambda *_: None)
+    with pytest.raises(CheckpointError):
+        quantise_checkpoint(own, tmp_path / "q", calibration=noting.calibration)
+    (own / "eval.json").write_text("[]")  # a report that somebody wrote there says nothing
     with pytest.raises(CheckpointError):
         quantise_checkpoint(own, tmp_path / "q", calibration=noting.calibration)
     (own / name).write_text('{"temperature": 2}')

@@ -43,6 +43,17 @@ from sfumato.weights.safetensors_writer import UNFINISHED, write_safetensors
 MAX_SHARD_BYTES = 5_000_000_000
 _PLAN = "plan.json"
 _MOMENTS = "moments"
+# What, beside the weights, says what a model answers.
+_BESIDE = (
+    "chat_template.jinja",
+    "chat_template.json",
+    "config.json",
+    "generation_config.json",
+    "sfumato.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
 
 
 @dataclass(frozen=True)
@@ -103,6 +114,7 @@ def quantise_checkpoint(
     config = load_config(source)
     if load_quantisation(source) is not None:
         raise InputError(f"{source} is quantised already", hint="give the BF16 checkpoint")
+    _clear_remnant(folder)
     _check_places(source, folder)
     files = WeightFiles(source)
     state = build_on_meta(config).state_dict()
@@ -114,10 +126,10 @@ def quantise_checkpoint(
     jobs = plan_jobs(expected, sources, files.entries, chosen, int8_embedding=int8_embedding)
     shards = cut_shards(jobs, max_shard_bytes)
     settings = {"keep": sorted(keep), "int8_embedding": int8_embedding, "rule": repr(rule)}
-    plan = _plan(source, shards, settings, calibration)
     report = Report(folder, len(shards))
     kept = kept_modules(expected, chosen, int8_embedding=int8_embedding)
     try:
+        plan = _plan(source, shards, settings, calibration)
         with _aside(folder, plan) as aside:
             moments = None if calibration is None else Moments(aside / _MOMENTS, config)
             _check_space(aside, jobs, moments)
@@ -150,12 +162,12 @@ def _give_name(aside: Path, folder: Path) -> None:
 
     Moments are deleted last of all, elsewhere: a run that is killed before finds them whole.
     """
+    if is_there(folder):
+        folder.rmdir()  # it was empty; if it no longer is, nothing has been given up yet
     if is_there(aside / _MOMENTS):
         (aside / _MOMENTS).rename(_doomed(aside))
     (aside / _PLAN).unlink()
     settle_folder(aside)
-    if is_there(folder):
-        folder.rmdir()  # it was empty, and stays if it no longer is
     aside.rename(folder)
     settle_folder(folder.parent)
     shutil.rmtree(_doomed(aside), ignore_errors=True)
@@ -171,6 +183,17 @@ def _take_up(aside: Path, *, same: bool) -> None:
     if same and is_there(_doomed(aside)) and not is_there(aside / _MOMENTS):
         _doomed(aside).rename(aside / _MOMENTS)
     shutil.rmtree(_doomed(aside), ignore_errors=True)
+
+
+def _hidden(folder: Path) -> Path:
+    """The hidden folder beside `folder` where a run writes."""
+    return folder.parent / f".{folder.name}.nvfp4.part"
+
+
+def _clear_remnant(folder: Path) -> None:
+    """Delete moments that a run left when its files had their name, and it was killed."""
+    if is_there(folder) and not is_there(_hidden(folder)):
+        shutil.rmtree(_doomed(_hidden(folder)), ignore_errors=True)
 
 
 def _check_places(source: Path, folder: Path) -> None:
@@ -205,18 +228,19 @@ def _identity(source: Path) -> dict[str, Any]:
     found = {path.name: path.stat() for path in sorted(source.glob("*.safetensors"))}
     sizes = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in found.items()}
     # Settings, tokenizer and template too: what is answered to calibrate hangs on them.
-    beside = {
-        path.name: hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
-        for path in sorted(source.iterdir())
-        if path.suffix in (".json", ".jinja") and path.is_file()
-    }
+    beside = {name: _digest(source / name) for name in _BESIDE if (source / name).is_file()}
     return {"folder": str(source.resolve()), "files": sizes, "beside": beside}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 @contextmanager
 def _aside(folder: Path, plan: Mapping[str, Any]) -> Iterator[Path]:
     """The hidden folder of a run, new or an earlier one's with the same plan, for one at a time."""
-    aside = folder.parent / f".{folder.name}.nvfp4.part"
+    aside = _hidden(folder)
     aside.mkdir(parents=True, exist_ok=True)
     path = aside / _PLAN
     with path.open("a+b") as file:
@@ -268,6 +292,7 @@ def _check_space(aside: Path, jobs: Sequence[Job], moments: Moments | None) -> N
     finished = sum(path.stat().st_size for path in aside.glob("*.safetensors"))
     needed = sum(job.size for job in jobs) - finished
     if moments is not None and not Moments.finished_in(moments.folder):
+        shutil.rmtree(moments.folder, ignore_errors=True)  # a killed run's, reserved as large
         needed += moments.nbytes
     free = shutil.disk_usage(aside).free
     if needed > free:

@@ -23,7 +23,7 @@ struct OneRow {
     static constexpr int64_t slice = kSliceWords * Words::each;  // values of k
     static constexpr int64_t per_factor = Words::each / Words::steps;
     static constexpr int64_t scale_words = Words::scales * slice / 16 * kGroup;
-    // Scales are had for whole runs: what lies behind the last group counts, times zero.
+    // Zeros behind the last group: scales are widened a slice or 64 at a time, and those behind are not used.
     static constexpr int64_t scale_bytes = Words::scales ? kSpare * kPanels + kRun / 16 * kGroup : 1;
 
     const Matrix& weight;

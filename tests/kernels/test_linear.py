@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sfumato.errors import InputError
-from sfumato.ops.kernels import Kernels
+from sfumato.ops.kernels import Kernels, give
 from sfumato.ops.linear import linear, reference
 from sfumato.ops.weight import Weight, int8, nvfp4, panels, rows
 from sfumato.quant.int8 import Int8Tensor, quantise_rows
@@ -211,13 +211,37 @@ def test_a_row_alone_takes_every_code_and_every_scale(kernels: Kernels, dtype: t
         assert torch.equal(linear(x, packed, kernels)[0], (2 * exact[:, k]).to(dtype)), k
 
 
-def test_a_row_alone_takes_every_byte(kernels: Kernels) -> None:
-    values = torch.arange(-128, 128, dtype=torch.int8).repeat(64).view(64, 256)
-    stored = Int8Tensor(values, torch.ones(64))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_alone_takes_every_byte(kernels: Kernels, dtype: torch.dtype) -> None:
+    line = torch.arange(-128, 128, dtype=torch.int8)
+    values = torch.stack([line.roll(row) for row in range(64)])
+    stored, met = Int8Tensor(values, torch.ones(64)), set()
     for k in range(0, 256, 5):
-        x = torch.zeros(1, 256, dtype=torch.bfloat16)
+        x = torch.zeros(1, 256, dtype=dtype)
         x[0, k] = 2.0
-        assert torch.equal(linear(x, int8(stored), kernels)[0], 2 * values[:, k].bfloat16())
+        assert torch.equal(linear(x, int8(stored), kernels)[0], 2 * values[:, k].to(dtype))
+        met |= set(values[:, k].tolist())
+    assert len(met) == 256
+
+
+@given(st.integers(2, 20), st.integers(1, 6), st.integers(1, 40), st.integers(0, 99))
+@many
+def test_sums_of_a_row_alone_have_their_bits(
+    kernels: Kernels, m: int, groups: int, sixteens: int, seed: int
+) -> None:
+    """In fp32: written as bf16 they would hide what differs in their last sixteen bits."""
+    n, k = 64 * groups, 16 * sixteens
+    x, weight = _matrix(m, k, seed), _matrix(n, k, seed + 100)
+    pair = [quantise(one.float()) for one in (weight, weight.flip(0))]
+    kinds = (rows(weight), int8(quantise_rows(weight)), nvfp4(pair[:1]), nvfp4(pair[:1], pair[1:]))
+    for one in kinds:
+        found = []
+        for some in (x, x[m // 2, None]):
+            out = torch.empty(len(some), n, dtype=torch.float32)
+            given = (give(some), one.native(kernels), give(out), one.gated, kernels.threads)
+            kernels.native.linear(kernels.name, *given)
+            found.append(out)
+        assert torch.equal(found[1][0], found[0][m // 2])
 
 
 def test_layouts_agree_to_the_bit(kernels: Kernels) -> None:

@@ -180,6 +180,7 @@ def refine_canvas(
         leaving = draws.apart and bool(done.any())
         going = ~done if leaving else None
         believed = None if anew else step.believed(going)
+        del step  # its logits, if it has any, are not held through the next pass
         if going is not None:
             canvases.at = canvases.at[going]
             cache, draws = cache.select(going), draws.only(going)

@@ -293,11 +293,8 @@ inline void run_block(const Attention& job, const Block& block, const Span& span
     }
 }
 
-// Threads that have work worth waking them for: a million operations each.
-inline int worth(const Attention& job) {
-    const double work = 4.0 * job.batch * job.heads * job.rows * job.slots * job.dim;
-    const int some = work < 1e6 * job.threads ? (int)(work / 1e6) : job.threads;
-    return some < 1 ? 1 : some;
+SFUMATO_INLINE double operations(const Attention& job) {
+    return 4.0 * job.batch * job.heads * job.rows * job.slots * job.dim;
 }
 
 template <class Kind>
@@ -306,7 +303,7 @@ inline void attention_of(const Attention& job) {
     const int64_t blocks = (lines + kQueryRows - 1) / kQueryRows, dim = job.dim;
     Span* spans = (Span*)scratch(0, (int64_t)sizeof(Span) * job.batch);
     for (int64_t batch = 0; batch < job.batch; batch++) spans[batch] = span_of(job, batch);
-#pragma omp parallel num_threads(worth(job))
+#pragma omp parallel num_threads(worth_waking(operations(job), 1e6, job.threads))
     {
         Rooms<Kind> rooms;
         rooms.scores = (float*)scratch(2, sizeof(float) * kQueryRows * kGroup);

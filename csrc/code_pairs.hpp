@@ -10,9 +10,7 @@
 
 namespace sfumato::SFUMATO_ISA {
 
-#if defined(__AVX512BF16__)
-
-// Made by the compiler.
+// Made by the compiler, and checked by it on every machine.
 struct PairTables {
     // Of the code i % 8 and 256 (1 + i / 8 / 8): in bf16.
     alignas(64) uint16_t products[64] = {};
@@ -37,6 +35,26 @@ struct PairTables {
     }
 };
 inline constexpr PairTables kPairTables;
+
+// Whether every code times every scale comes out of the tables as it does from arithmetic.
+constexpr bool right(const PairTables& tables) {
+    constexpr float codes[8] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6};
+    for (int byte = 0; byte < 127; byte++) {  // 127 is NaN
+        float scale = byte < 8 ? byte % 8 / 8.0f * 2 : 1 + byte % 8 / 8.0f;
+        for (int exponent = byte / 8; exponent < 7; exponent++) scale /= 2;
+        for (int exponent = byte / 8; exponent > 7; exponent--) scale *= 2;
+        for (int code = 0; code < 8; code++) {
+            const int product = tables.products[tables.fraction[byte] | code];
+            const int lower = tables.low[byte] | tables.high[byte] << 8;
+            const uint32_t bits = product < lower ? 0 : (uint32_t)(product - lower) << 16;
+            if (__builtin_bit_cast(float, bits) != codes[code] * scale) return false;
+        }
+    }
+    return true;
+}
+static_assert(right(kPairTables));
+
+#if defined(__AVX512BF16__)
 
 // The scales of 16 channels' groups, in both halves of each lane.
 struct PairScale {

@@ -85,7 +85,7 @@ struct NarrowRows {
                     const vi products = add_products(vi{} + (int32_t)x[4], codes[t], x);
                     const vf whole = __builtin_convertvector(products, vf);
                     vf& own = sum[r][first + t];
-                    own = multiply_add(whole, kScaled ? scales[t] * scale : vf{} + scale, own);
+                    own = multiply_add(whole, kScaled ? scales[t] * scale : all(scale), own);
                 }
             }
         }

@@ -57,15 +57,10 @@ inline void norm_row(const Norm& job, int64_t row, float* room) {
     if (job.out.bf16) put(job.out, row, 0, out, width, 1.0f);
 }
 
-// Threads that have work worth waking them for: some microseconds each. One row has not.
-SFUMATO_INLINE int worth_threads(int64_t values, int threads) {
-    constexpr int64_t each = 16384;
-    const int64_t some = values / each;
-    return some < 1 ? 1 : some < threads ? (int)some : threads;
-}
+constexpr double kWorthOfNorms = 16384;  // values: some microseconds. One row has not so many.
 
 inline void norm(const Norm& job) {
-#pragma omp parallel num_threads(worth_threads(job.x.count * job.x.width, job.threads))
+#pragma omp parallel num_threads(worth_waking(job.x.count * job.x.width, kWorthOfNorms, job.threads))
     {
         float* room = (float*)scratch(2, 2 * sizeof(float) * job.x.width);
 #pragma omp for schedule(static)
@@ -100,7 +95,7 @@ inline void head_row(const Heads& job, int64_t position, int64_t head, float* ro
 
 inline void heads(const Heads& job) {
     const int64_t values = (job.end - job.begin) * job.heads * job.dim;
-#pragma omp parallel num_threads(worth_threads(values, job.threads))
+#pragma omp parallel num_threads(worth_waking(values, kWorthOfNorms, job.threads))
     {
         float* room = (float*)scratch(2, 2 * sizeof(float) * job.dim);
 #pragma omp for schedule(static)

@@ -49,7 +49,8 @@ SFUMATO_INLINE void store(void* to, V v) {
     memcpy(to, &v, sizeof v);
 }
 
-SFUMATO_INLINE vf all(float x) { return vf{} + x; }
+// In all lanes. Subtracting zero leaves a number as it is and costs nothing; adding it would lose a zero's sign.
+SFUMATO_INLINE vf all(float x) { return x - vf{}; }
 
 // A pair of bf16 in 32 bits: the low half comes first.
 SFUMATO_INLINE vf first_of(vu pairs) { return (vf)(pairs << 16); }
@@ -69,8 +70,7 @@ SFUMATO_INLINE vf multiply_add(vf a, vf b, vf c) {
 #endif
 }
 
-// `b` in all lanes: subtracting zero leaves it as it is, its sign too, and costs nothing.
-SFUMATO_INLINE vf multiply_add(vf a, float b, vf c) { return multiply_add(a, b - vf{}, c); }
+SFUMATO_INLINE vf multiply_add(vf a, float b, vf c) { return multiply_add(a, all(b), c); }
 
 #if defined(__AVX512BF16__)
 // Both products of a pair are added with one rounding each, the high halves' first; subnormal inputs count as zero.

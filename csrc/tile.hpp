@@ -207,6 +207,11 @@ SFUMATO_INLINE int64_t neighbours(int64_t rows, int64_t groups, int threads) {
     return fair < 1 ? 1 : fair < 16 ? fair : 16;
 }
 
+// How many threads to wake for so much work, if each shall have `least` of it.
+SFUMATO_INLINE int worth_waking(double work, double least, int threads) {
+    return work < least ? 1 : work < least * threads ? (int)(work / least) : threads;
+}
+
 SFUMATO_INLINE void widen_row(const uint16_t* from, int64_t count, float* to) {
     int64_t i = 0;
     for (; i + kLanes <= count; i += kLanes) store(to + i, load_bf16(from + i));

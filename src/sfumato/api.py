@@ -21,7 +21,7 @@ from sfumato.diffusion.samplers import Draws, draws_for
 from sfumato.diffusion.steps import PLAIN, FusedSteps
 from sfumato.errors import ContextLengthError, InputError, UsageError
 from sfumato.kv.cache import KVCache, check_cache_dtype
-from sfumato.model.diffusion_gemma import DiffusionGemma
+from sfumato.model.diffusion_gemma import DiffusionGemma, with_experts
 from sfumato.model.experts import form_for
 from sfumato.model.kernels import narrowed, use_kernels
 from sfumato.ops.kernels import AUTO, check_activations, choose, reason_for_none
@@ -434,8 +434,7 @@ def load(
     if narrow:
         _check_narrowed(network)
     text = config.text
-    for layer in network.layers:
-        layer.experts.mode = form_for(text, network.device, may_be_dense=small)
+    with_experts(network, form_for(text, network.device, may_be_dense=small))
     return Model(network, load_generation_config(folder, text), folder, _commit_of(folder))
 
 

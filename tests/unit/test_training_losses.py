@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sfumato.model.diffusion_gemma import DiffusionGemma
+from sfumato.model.diffusion_gemma import DiffusionGemma, with_experts
 from sfumato.training.conditioning import SelfConditioning
 from sfumato.training.corruption import Supervision
-from sfumato.training.init import new_network, with_experts
+from sfumato.training.init import new_network
 from sfumato.training.losses import (
     IGNORED,
     Batch,

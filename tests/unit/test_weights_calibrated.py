@@ -324,31 +324,29 @@ def test_moments_that_a_kill_left_do_not_count_as_taken(
     quantise_checkpoint(source, tmp_path / "q", calibration=Noting().calibration)
 
 
-def test_moments_that_outlived_their_run_are_cleared(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def outlived(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A finished folder `q` of a run that could not delete its moments beside it."""
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "rmtree", lambda *_, **__: None)
         quantise_checkpoint(source, tmp_path / "q", calibration=Noting().calibration)
     assert len(list(tmp_path.iterdir())) == 2
+    return tmp_path / "q"
+
+
+def test_moments_that_outlived_their_run_are_cleared(source: Path, outlived: Path) -> None:
     with pytest.raises(InputError, match="exists already"):
-        quantise_checkpoint(source, tmp_path / "q")
-    assert sorted(tmp_path.iterdir()) == [tmp_path / "q"]
+        quantise_checkpoint(source, outlived)
+    assert sorted(outlived.parent.iterdir()) == [outlived]
 
 
-def test_what_a_killed_run_could_not_delete_serves_no_other(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_killed_run_could_not_delete_serves_no_other(source: Path, outlived: Path) -> None:
     """The files have their names, the moments behind them are half gone: nothing takes them up."""
-    with monkeypatch.context() as patched:
-        patched.setattr(shutil, "rmtree", lambda *_, **__: None)
-        quantise_checkpoint(source, tmp_path / "q", calibration=Noting().calibration)
-    assert len(list(tmp_path.iterdir())) == 2
-    shutil.rmtree(tmp_path / "q")
+    shutil.rmtree(outlived)
     other = Noting(3)
-    quantise_checkpoint(source, tmp_path / "q", calibration=other.calibration)
+    quantise_checkpoint(source, outlived, calibration=other.calibration)
     assert other.times == 1
-    assert sorted(tmp_path.iterdir()) == [tmp_path / "q"]
+    assert sorted(outlived.parent.iterdir()) == [outlived]
 
 
 def test_the_moments_must_fit_too(

@@ -15,6 +15,7 @@ from sfumato.config.generation import GenerationConfig
 from sfumato.config.model import LayerConfig, ModelConfig, TextConfig
 from sfumato.config.parse import load_config
 from sfumato.errors import UsageError
+from sfumato.model.diffusion_gemma import with_experts
 from sfumato.model.experts import form_for
 from sfumato.model.kernels import use_kernels
 from sfumato.ops.kernels import Kernels
@@ -88,8 +89,7 @@ def random_model(
     tensors = {name: weights.tensor(name).to(device) for name in weights.shapes}
     network.load_state_dict(tensors, strict=True, assign=True)
     use_kernels(network, kernels)
-    for layer in network.layers:
-        layer.experts.mode = form_for(config.text, network.device, may_be_dense=True)
+    with_experts(network, form_for(config.text, network.device, may_be_dense=True))
     return Model(network.eval(), GenerationConfig(eos_token_id=()))
 
 

@@ -12,23 +12,13 @@ from sfumato.cli.checkpoint import SMALL
 from sfumato.cli.interrupts import leaving_at_once
 from sfumato.cli.options import chosen_model
 from sfumato.cli.terminal import note, say
-from sfumato.config.checkpoint_file import check_inside
+from sfumato.config.checkpoint_file import SPEAKING, check_inside
 from sfumato.errors import CheckpointError, InputError
 
 _SIZE = re.compile(r"(\d{1,6}(?:\.\d{1,3})?)\s*(kB|MB|GB|)", re.IGNORECASE)
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 # Files beside the weights that a checkpoint goes on needing, copied as they are.
-BESIDE = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "processor_config.json",
-    "preprocessor_config.json",
-    "LICENSE",
-    "NOTICE",
-)
+BESIDE = (*SPEAKING, "LICENSE", "NOTICE")
 
 
 def export(

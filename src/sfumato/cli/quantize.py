@@ -15,7 +15,7 @@ from sfumato.cli.export import BESIDE, parse_size
 from sfumato.cli.interrupts import leaving_at_once
 from sfumato.cli.options import chosen_model
 from sfumato.cli.terminal import human_bytes, human_count, note, print_json, print_table, say
-from sfumato.config.checkpoint_file import check_inside
+from sfumato.config.checkpoint_file import DECODING, check_inside
 from sfumato.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Format = Literal["nvfp4"]
 Embedding = Literal["int8"]
 Scales = Literal["four-over-six", "modelopt"]
-_COPIED = (*BESIDE, "generation_config.json", "sfumato.json")
+_COPIED = (*BESIDE, *DECODING)
 ERASE_LINE = "\r\x1b[2K"
 
 

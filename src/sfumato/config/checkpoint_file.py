@@ -6,6 +6,18 @@ from pathlib import Path
 
 from sfumato.errors import ConfigError, SfumatoError
 
+# Files beside the weights: what turns words and pictures into ids and back, and how to decode.
+SPEAKING = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+)
+DECODING = ("generation_config.json", "sfumato.json")
+
 
 def is_there(path: Path) -> bool:
     """Whether something is at `path`; what may not be looked at counts as not there."""

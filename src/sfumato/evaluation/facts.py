@@ -73,9 +73,8 @@ def _processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 def _device(device: torch.device) -> str:
     """The device and, of an accelerator that tells it, its name."""
-    return (
-        f"{device} {torch.cuda.get_device_name(device)}" if device.type == "cuda" else f"{device}"
-    )
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return f"{device} {name}".rstrip()
 
 
 def _cores() -> int:

@@ -18,6 +18,7 @@ from sfumato.config.model import LayerKind, ModelConfig, TextConfig
 from sfumato.errors import InputError
 from sfumato.kv.cache import DERIVED_BYTES, Fresh, KVCache
 from sfumato.model.derived import mix_derived
+from sfumato.model.experts import ExpertsMode
 from sfumato.model.layer import Layer
 from sfumato.model.norm import RMSNorm
 from sfumato.model.rope import rotary_tables
@@ -453,3 +454,10 @@ class DiffusionGemma(nn.Module):
                 hint="write one image token for each soft token of each image, in order",
             )
         return places
+
+
+def with_experts(net: DiffusionGemma, mode: ExpertsMode) -> DiffusionGemma:
+    """`net` itself, its experts computed in the form `mode` (see `Experts`)."""
+    for layer in net.layers:
+        layer.experts.mode = mode
+    return net

@@ -33,8 +33,10 @@ def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
 
 
 def _in_one_product(x: Tensor, weight: Tensor) -> bool:
-    """Whether torch has one for these: of bf16, and of rows that lie on whole 16 bytes."""
+    """Whether torch has one for these: bf16 in rows that lie on whole 16 bytes, from Ampere on."""
     if not x.is_cuda or not x.shape[0] or {x.dtype, weight.dtype} != {torch.bfloat16}:
+        return False
+    if torch.version.hip is not None or torch.cuda.get_device_capability(x.device) < (8, 0):
         return False
     lie = (x.stride(-1), weight.stride(-1)) == (1, 1) and x.data_ptr() % 16 == 0
     return lie and not any(n % 8 for n in (x.stride(0), *weight.stride()[:2], *weight.shape[1:]))

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from sfumato.config.generation import GenerationConfig
-from sfumato.model.diffusion_gemma import DiffusionGemma
+from sfumato.model.diffusion_gemma import DiffusionGemma, with_experts
 from sfumato.training.data import Data
-from sfumato.training.init import with_experts
 from sfumato.weights.export import export
 
 _COPIED = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from sfumato.config.model import ModelConfig
 from sfumato.errors import TrainingError
-from sfumato.model.diffusion_gemma import DiffusionGemma
-from sfumato.model.experts import ExpertsMode
+from sfumato.model.diffusion_gemma import DiffusionGemma, with_experts
 from sfumato.weights.loader import load_network
 
 POST_NORM = 0.5
@@ -44,13 +43,6 @@ def start_from(net: DiffusionGemma, folder: str | Path) -> None:
                 hint="start from a checkpoint of the same shape, or describe that one",
             )
     net.load_state_dict(found.state_dict())
-
-
-def with_experts(net: DiffusionGemma, mode: ExpertsMode) -> DiffusionGemma:
-    """`net` itself, its experts computed in a form whose shapes do not depend on the data."""
-    for layer in net.layers:
-        layer.experts.mode = mode
-    return net
 
 
 def _fill(name: str, weight: Tensor, hidden: int, generator: torch.Generator) -> None:

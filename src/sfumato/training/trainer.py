@@ -23,13 +23,14 @@ import torch
 from torch import Tensor
 
 from sfumato.errors import TrainingError
+from sfumato.model.diffusion_gemma import with_experts
 from sfumato.training.conditioning import SelfConditioning
 from sfumato.training.config import TrainConfig
 from sfumato.training.corruption import Supervision, UniformNoise
 from sfumato.training.data import Data
 from sfumato.training.evaluate import evaluate
 from sfumato.training.export import export_weights, network_with
-from sfumato.training.init import new_network, start_from, with_experts
+from sfumato.training.init import new_network, start_from
 from sfumato.training.losses import Batch, Passes, joint_losses
 from sfumato.training.optim import Average, Optimiser, Rates
 from sfumato.training.progress import Meter, Progress, clock

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from sfumato.config.checkpoint_file import is_there
+from sfumato.config.checkpoint_file import DECODING, SPEAKING, is_there
 from sfumato.config.json_file import read_json
 from sfumato.config.parse import load_config
 from sfumato.config.quantisation import FIELD, FILE, load_quantisation
@@ -44,16 +44,7 @@ MAX_SHARD_BYTES = 5_000_000_000
 _PLAN = "plan.json"
 _MOMENTS = "moments"
 # What, beside the weights, says what a model answers.
-_BESIDE = (
-    "chat_template.jinja",
-    "chat_template.json",
-    "config.json",
-    "generation_config.json",
-    "sfumato.json",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-)
+_BESIDE = ("config.json", *SPEAKING, *DECODING)
 
 
 @dataclass(frozen=True)

@@ -252,16 +252,19 @@ template <class Kind>
 inline void run_block(const Attention& job, const Block& block, const Span& span,
                       const Rooms<Kind>& rooms) {
     const int64_t size = job.bf16 ? 2 : 4, dim = job.dim;
-    const int64_t lda = Kind::words(dim);
-    for (int64_t i = 0; i < block.count; i++) {
-        const char* from = (const char*)job.queries +
-                           (block.batch * job.query_strides[0] + head_in(job, block, i) * job.query_strides[1] +
-                            row_in(job, block, i) * job.query_strides[2]) * size;
+    const int64_t lda = distance<Kind>(block.count, dim);
+    const auto query_at = [&](int64_t i) {
+        return (const char*)job.queries +
+               (block.batch * job.query_strides[0] + head_in(job, block, i) * job.query_strides[1] +
+                row_in(job, block, i) * job.query_strides[2]) * size;
+    };
+    if constexpr (kInBlocks<Kind>) pack_rows(block.count, dim, block.count > 1, rooms.queries, query_at);
+    for (int64_t i = 0; i < block.count && !kInBlocks<Kind>; i++) {
         if constexpr (__is_same(Kind, PairRows))
-            memcpy(rooms.queries + i * lda, from, dim * 2);
+            memcpy(rooms.queries + i * lda, query_at(i), dim * 2);
         else
             for (int64_t d = 0; d < dim; d += kLanes)
-                store(rooms.queries + i * lda + d, widened(from, job.bf16, d));
+                store((float*)rooms.queries + i * lda + d, widened(query_at(i), job.bf16, d));
     }
     begin_sums(job, block, rooms);
     const Range rows = rows_range(job, block);
@@ -328,7 +331,7 @@ inline void attention(const Attention& job) {
     if (!job.bf16)
         attention_of<FloatWeights>(job);
     else if (kPairedActivations)
-        attention_of<PairRows>(job);
+        attention_of<Halves>(job);
     else
         attention_of<FloatRows>(job);
 }

@@ -11,12 +11,14 @@ namespace sfumato {
     extern const Kernels kernels;  \
     }
 #if defined(SFUMATO_X86)
+SFUMATO_SET(amx_bf16)
 SFUMATO_SET(avx512_bf16)
 SFUMATO_SET(avx512_vnni)
 SFUMATO_SET(avx512)
 SFUMATO_SET(avx2)
 #endif
 SFUMATO_SET(portable)
+SFUMATO_SET(portable_amx)
 
 #if defined(SFUMATO_X86)
 namespace {
@@ -32,14 +34,16 @@ bool bf16_is_slow() { return __builtin_cpu_is("intel"); }
 const Kernels* const* all_kernels(int* count) {
 #if defined(SFUMATO_X86)
     static const Kernels* const sets[] = {
+        &amx_bf16::kernels,
         bf16_is_slow() ? &avx512_vnni::kernels : &avx512_bf16::kernels,
         bf16_is_slow() ? &avx512_bf16::kernels : &avx512_vnni::kernels,
         &avx512::kernels,
         &avx2::kernels,
         &portable::kernels,
+        &portable_amx::kernels,
     };
 #else
-    static const Kernels* const sets[] = {&portable::kernels};
+    static const Kernels* const sets[] = {&portable::kernels, &portable_amx::kernels};
 #endif
     *count = sizeof sets / sizeof sets[0];
     return sets;

@@ -33,11 +33,17 @@ template <class Kind>
 inline void gather(const Experts& job, const int64_t* order, const Task& task, const uint32_t* records,
                    typename Kind::Activation* to) {
     const int64_t width = job.x.width, words = Kind::words(width);
+    if constexpr (kInBlocks<Kind>) {
+        pack_rows(task.count, width, task.count > 1, to, [&](int64_t i) {
+            return (const uint16_t*)job.x.data + order[task.begin + i] / job.slots * job.x.stride;
+        });
+        return;
+    }
     for (int64_t i = 0; i < task.count; i++) {
         const int64_t row = order[task.begin + i] / job.slots;
         if constexpr (kIsNarrow<Kind>) {
             memcpy(to + i * words, records + row * words, sizeof(uint32_t) * words);
-        } else if constexpr (__is_same(Kind, PairRows)) {
+        } else if constexpr (__is_same(Kind, Halves)) {
             memcpy(to + i * words, (const uint16_t*)job.x.data + row * job.x.stride, width * 2);
         } else {
             int64_t lda;
@@ -60,6 +66,10 @@ inline const typename Kind::Activation* between_products(const Rows& between, bo
             narrow_row((const float*)between.data + i * between.width, false, between.width,
                        offset_of(true), records + i * Kind::words(between.width));
         return records;
+    } else if constexpr (kInBlocks<Kind>) {
+        pack_rows(between.count, between.width, between.count > 1, records,
+                  [&](int64_t i) { return (const uint16_t*)between.data + i * between.width; });
+        return records;
     } else {
         return (const Activation*)between.data;
     }
@@ -73,19 +83,20 @@ inline void run_task(const Experts& job, const int64_t* order, const Task& task,
     const int64_t width = job.x.width, inner = down.k;
     float* c = (float*)scratch(2, sizeof(float) * kTaskRows * kGroup);
     uint32_t* room = (uint32_t*)scratch(3, sizeof(uint32_t) * kRoomWords);
-    Activation* x = (Activation*)scratch(4, sizeof(float) * kTaskRows * width);
+    Activation* x = (Activation*)scratch(4, sizeof(float) * kTaskRows * (width + kStep));
     void* h = scratch(5, sizeof(float) * kTaskRows * inner);
     gather<Kind>(job, order, task, records, x);
-    const Rows between = {h, __is_same(Kind, PairRows), task.count, inner, inner};
+    const Rows between = {h, __is_same(Kind, Halves), task.count, inner, inner};
     const Linear first = {job.x, up, between, true, 1};
     for (int64_t group = 0; group < (up.n + kGroup - 1) / kGroup; group++) {
-        group_product<Kind>(x, Kind::words(width), task.count, up, group, c, room);
+        group_product<Kind>(x, distance<Kind>(task.count, width), task.count, up, group, c, room);
         finish_group(first, c, 0, task.count, group);
     }
-    uint32_t* narrowed = kIsNarrow<Kind> ? (uint32_t*)scratch(6, sizeof(float) * kTaskRows * inner) : nullptr;
-    const Activation* active = between_products<Kind>(between, job.x.bf16, narrowed);
+    const bool again = kIsNarrow<Kind> || kInBlocks<Kind>;
+    uint32_t* turned = again ? (uint32_t*)scratch(6, sizeof(float) * kTaskRows * (inner + kStep)) : nullptr;
+    const Activation* active = between_products<Kind>(between, job.x.bf16, turned);
     for (int64_t group = 0; group < (down.n + kGroup - 1) / kGroup; group++) {
-        group_product<Kind>(active, Kind::words(inner), task.count, down, group, c, room);
+        group_product<Kind>(active, distance<Kind>(task.count, inner), task.count, down, group, c, room);
         const int64_t left = down.n - group * kGroup, own = left < kGroup ? left : kGroup;
         for (int64_t i = 0; i < task.count; i++) {
             const int64_t number = order[task.begin + i];
@@ -138,7 +149,7 @@ inline void experts(const Experts& job) {
     else if (job.gate_up->format == Format::f32_rows)
         experts_of<FloatWeights>(job);
     else if (paired(job.x, *job.gate_up))
-        experts_of<PairRows>(job);
+        experts_of<Halves>(job);
     else
         experts_of<FloatRows>(job);
 }

@@ -75,6 +75,16 @@ struct Vocabulary {
     const Matrix* weight;
     float cap;
 
+    // The 64 products of one row with a group.
+    SFUMATO_INLINE void multiply_row(int64_t row, int64_t group, float* c, uint32_t* room) const {
+        if constexpr (kInBlocks<Kind>) {
+            uint32_t* own = (uint32_t*)scratch(4, sizeof(uint32_t) * (weight->k + kStep));
+            group_product<Kind>(row_alone(x, lda, row, own), 0, 1, *weight, group, c, room);
+        } else {
+            group_product<Kind>(x + row * lda, lda, 1, *weight, group, c, room);
+        }
+    }
+
     SFUMATO_INLINE Scores scores(int64_t group) const {
         const int64_t left = weight->n - group * kGroup;
         return {cap, weight->scale, left < kGroup ? left : kGroup};
@@ -98,7 +108,7 @@ inline int64_t draw(const Head& job, const Vocabulary<Kind>& words, const Summar
     }
     if (group == groups) group = last;  // the last bits of the sums differ from the whole's
     const Scores how = words.scores(group);
-    group_product<Kind>(words.x + row * words.lda, words.lda, 1, *words.weight, group, c, room);
+    words.multiply_row(row, group, c, room);
     const float m = finish_scores(c, how, job.temperatures[row]);
     float e[kGroup];
     exponentials(c, m, how.own, e);
@@ -167,19 +177,31 @@ inline void head_of(const Head& job, const typename Kind::Activation* x, int64_t
     }
 }
 
-// The p of `group` for all rows that reach its floor, into beliefs[rows][kSoftIds] at `place`.
+// Whether some id of the group reaches a row's floor. NaN does, to show in the sums.
+SFUMATO_INLINE bool reaches(const Soft& job, int64_t group, int64_t row) {
+    return !(job.group_maximum[group * job.x.count + row] - job.maximum[row] < kFloor);
+}
+
+// From a row's products c with a group to its p.
+SFUMATO_INLINE void finish_beliefs(const Soft& job, const Scores& how, int64_t row, float* c, float* to) {
+    finish_scores(c, how, job.temperatures[row]);
+    exponentials(c, job.log_sum[row], how.own, to);
+    for (int64_t n = 0; n < kGroup; n++)
+        if (n >= how.own || c[n] - job.maximum[row] < kFloor) to[n] = 0;
+}
+
+// The p of `group` for all rows that reach its floor, into beliefs[rows][kSoftIds] at `place`; zeros for the others.
 template <class Kind>
 inline void believe(const Soft& job, const Vocabulary<Kind>& words, int64_t group, int64_t place,
                     float* beliefs, float* c, uint32_t* room, typename Kind::Activation* gathered,
                     int32_t* chosen) {
     const int64_t rows = job.x.count;
-    const float* most = job.group_maximum + group * rows;
     const int64_t dense = Kind::words(job.x.width);  // between gathered rows
     const Scores how = words.scores(group);
     for (int64_t row = 0; row < rows;) {
         int64_t count = 0;
         for (; row < rows && count < kChunk; row++) {
-            if (!(most[row] - job.maximum[row] < kFloor)) {  // NaN goes on, to show in the sums
+            if (reaches(job, group, row)) {
                 memcpy(gathered + count * dense, words.x + row * words.lda, 4 * dense);
                 chosen[count++] = (int32_t)row;
             } else {
@@ -188,13 +210,35 @@ inline void believe(const Soft& job, const Vocabulary<Kind>& words, int64_t grou
         }
         if (count == 0) continue;
         group_product<Kind>(gathered, dense, count, *words.weight, group, c, room);
-        for (int64_t i = 0; i < count; i++) {
-            const int64_t own = chosen[i];
-            float* to = beliefs + own * kSoftIds + place;
-            finish_scores(c + i * kGroup, how, job.temperatures[own]);
-            exponentials(c + i * kGroup, job.log_sum[own], how.own, to);
-            for (int64_t n = 0; n < kGroup; n++)
-                if (n >= how.own || c[i * kGroup + n] - job.maximum[own] < kFloor) to[n] = 0;
+        for (int64_t i = 0; i < count; i++)
+            finish_beliefs(job, how, chosen[i], c + i * kGroup, beliefs + chosen[i] * kSoftIds + place);
+    }
+}
+
+// The same of rows in blocks, which are left where they are: neighbouring blocks in which some row reaches the
+// floor are computed together.
+template <class Kind>
+inline void believe_blocks(const Soft& job, const Vocabulary<Kind>& words, int64_t group, int64_t place,
+                           float* beliefs, float* c, uint32_t* room) {
+    const int64_t rows = job.x.count;
+    const Scores how = words.scores(group);
+    const auto wanted = [&](int64_t first) {
+        bool some = false;
+        for (int64_t row = first; row < rows && row < first + kBlock; row++) some |= reaches(job, group, row);
+        return some;
+    };
+    for (int64_t row = 0, end = 0; row < rows; row = end) {
+        while (end < rows && end - row < kChunk && wanted(end)) end += kBlock;
+        const bool some = end > row;
+        if (!some) end += kBlock;
+        end = end < rows ? end : rows;
+        if (some) group_product<Kind>(words.x + row * words.lda, words.lda, end - row, *words.weight, group, c, room);
+        for (int64_t r = row; r < end; r++) {
+            float* to = beliefs + r * kSoftIds + place;
+            if (some && reaches(job, group, r))
+                finish_beliefs(job, how, r, c + (r - row) * kGroup, to);
+            else
+                memset(to, 0, sizeof(float) * kGroup);
         }
     }
 }
@@ -313,7 +357,10 @@ inline void soft_of(const Soft& job, const typename Kind::Activation* x, int64_t
     mix_table<BeliefRoom<Kind>>(
         job.weight, job.x.count, job.factor, job.out, job.threads,
         [&](int64_t group, int64_t place, float* beliefs, const BeliefRoom<Kind>& room) {
-            believe<Kind>(job, words, group, place, beliefs, room.c, room.words, room.gathered, room.chosen);
+            if constexpr (kInBlocks<Kind>)
+                believe_blocks(job, words, group, place, beliefs, room.c, room.words);
+            else
+                believe<Kind>(job, words, group, place, beliefs, room.c, room.words, room.gathered, room.chosen);
         });
 }
 
@@ -402,7 +449,7 @@ inline void log_probabilities_of(const LogProbabilities& job, const typename Kin
             for (int64_t i = row * job.count; i < (row + 1) * job.count; i++) {
                 const int64_t group = job.ids[i] / kGroup;
                 if (group != held) {
-                    group_product<Kind>(x + row * lda, lda, 1, job.weight, group, c, room);
+                    words.multiply_row(row, group, c, room);
                     finish_scores(c, words.scores(group), job.temperatures[row]);
                     held = group;
                 }

@@ -7,7 +7,25 @@
 #include "norm.hpp"
 #include "route.hpp"
 
+#if defined(__AMX_BF16__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace sfumato::SFUMATO_ISA {
+
+#if defined(__AMX_BF16__)
+// Registers of matrices are used after Linux (5.16 or later) has been asked for them, once for a process and all of
+// its threads.
+static bool has_matrix_tiles() {
+    unsigned a, b, c, d;
+    constexpr unsigned bf16 = 1u << 22, tile = 1u << 24;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & bf16) || !(d & tile)) return false;
+    constexpr long ask_for = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return syscall(SYS_arch_prctl, ask_for, tile_data) == 0;
+}
+#endif
 
 static bool usable() {
 #if defined(__AVX512F__)
@@ -18,6 +36,10 @@ static bool usable() {
 #endif
 #if defined(__AVX512BF16__)
     found = found && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi");
+#endif
+#if defined(__AMX_BF16__)
+    static const bool tiles = has_matrix_tiles();
+    found = found && tiles;
 #endif
     return found;
 #elif defined(__AVX2__)

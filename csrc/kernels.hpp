@@ -12,6 +12,7 @@ namespace sfumato {
 
 constexpr int64_t kPanel = 16;   // channels that stand side by side in a panel
 constexpr int64_t kGroup = 64;   // channels that are computed together: four panels
+constexpr int64_t kPanelsInGroup = kGroup / kPanel;
 constexpr int64_t kRun = 512;    // values of k in one partial sum
 constexpr int64_t kChunk = 256;  // rows that are computed together
 

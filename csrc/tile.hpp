@@ -3,6 +3,7 @@
 
 #include "narrow.hpp"
 #include "one_row.hpp"
+#include "tile_rows.hpp"
 
 namespace sfumato::SFUMATO_ISA {
 
@@ -126,7 +127,6 @@ SFUMATO_INLINE void run_tiles(int wide, const typename Kind::Activation* x, int6
         run_panels<Kind, 1>(x, lda, rows, count, words, c);
 }
 
-constexpr int kPanelsInGroup = kGroup / kPanel;
 constexpr int64_t kRoomWords = kRun * kPanel * kPanelsInGroup;  // for a group's panels in pairs
 static_assert(kTilePanels * 2 <= kPanelsInGroup, "or for a tile's panels in fp32");
 
@@ -157,15 +157,14 @@ constexpr bool kTakesOneRow = __is_same(Kind, FloatRows);
 // How many panels a tile takes, and whether they are pairs or fp32 already, hangs on the number of rows;
 // the order in which an element's products are added does not.
 template <class Kind>
-inline void group_product(const typename Kind::Activation* x, int64_t lda, int64_t rows,
-                          const Matrix& w, int64_t group, float* c, uint32_t* room) {
+inline void panels_product(const typename Kind::Activation* x, int64_t lda, int64_t rows,
+                           const Matrix& w, int64_t group, float* c, uint32_t* room) {
     const int64_t panels = (w.n + kPanel - 1) / kPanel, first = group * kPanelsInGroup;
     const int own = (int)(panels - first < kPanelsInGroup ? panels - first : kPanelsInGroup);
     memset(c, 0, sizeof(float) * rows * kGroup);
     if constexpr (kTakesOneRow<Kind>) {
         if (rows == 1 && own == kPanelsInGroup && serves_one_row(w)) {
             one_row(x, w, group, c);
-            if (w.row_scales) scale_columns(w, group, rows, c);
             return;
         }
     }
@@ -198,6 +197,17 @@ inline void group_product(const typename Kind::Activation* x, int64_t lda, int64
             run_tiles<Kind>(wide, from, lda, rows, count, words, c + p * kPanel);
         }
     }
+}
+
+template <class Kind>
+SFUMATO_INLINE void group_product(const typename Kind::Activation* x, int64_t lda, int64_t rows,
+                                  const Matrix& w, int64_t group, float* c, uint32_t* room) {
+#if defined(SFUMATO_MATRIX_TILES)
+    if constexpr (__is_same(Kind, TileRows))
+        tile_product(x, lda, rows, w, group, c, room);
+    else
+#endif
+        panels_product<Kind>(x, lda, rows, w, group, c, room);
     if (w.row_scales) scale_columns(w, group, rows, c);
 }
 
@@ -260,6 +270,25 @@ inline void narrow_rows(const Rows& x, int32_t offset, int threads, uint32_t* to
         narrow_row((const char*)x.data + row * x.stride * size, x.bf16, x.width, offset, to + row * words);
 }
 
+// Rows of bf16 as the set multiplies them.
+#if defined(SFUMATO_MATRIX_TILES)
+typedef TileRows Halves;
+#else
+typedef PairRows Halves;
+#endif
+
+// All rows of `x` for registers of matrices.
+inline void pack_all(const Rows& x, int threads, uint32_t* to) {
+    const int64_t words = TileRows::words(x.width);
+#pragma omp parallel for num_threads(worth_waking((double)x.count * x.width, 1 << 16, threads)) schedule(static)
+    for (int64_t row = 0; row < x.count; row += kBlock) {
+        const int64_t some = x.count - row < kBlock ? x.count - row : kBlock;
+        const uint16_t* from = (const uint16_t*)x.data + row * x.stride;
+        // The last of many, alone in its block, is a block nevertheless.
+        pack_rows(some, x.width, x.count > 1, to + row * words, [&](int64_t i) { return from + i * x.stride; });
+    }
+}
+
 // Calls `work` with the rows of `x` as the kind that suits them and the weight takes them. Scratch slot 0
 // holds them if they had to be widened, or rounded to 8 bits.
 template <class Work>
@@ -276,7 +305,14 @@ inline void with_rows(const Rows& x, const Matrix& w, int threads, const Work& w
         return;
     }
     if (paired(x, w)) {
-        work.template operator()<PairRows>((const uint32_t*)x.data, x.stride / 2);
+        if constexpr (kInBlocks<Halves>) {
+            const int64_t rows = x.count == 1 ? 1 : (x.count + kBlock - 1) / kBlock * kBlock;
+            uint32_t* packed = (uint32_t*)scratch(0, (int64_t)sizeof(uint32_t) * rows * TileRows::words(x.width));
+            pack_all(x, threads, packed);
+            work.template operator()<TileRows>(packed, distance<TileRows>(x.count, x.width));
+        } else {
+            work.template operator()<PairRows>((const uint32_t*)x.data, x.stride / 2);
+        }
         return;
     }
     int64_t lda = 0;

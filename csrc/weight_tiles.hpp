@@ -1,0 +1,119 @@
+// From a matrix in memory to what registers of matrices take: of 16 channels, lines of 32 values of k in bf16.
+//
+// Such a line is a piece of a row as a checkpoint stores it: bf16 can be taken from where it is mapped, and other
+// formats are widened along their rows, without turning anything over.
+#pragma once
+
+#include "matrix_tiles.hpp"
+#include "panels.hpp"
+
+namespace sfumato::SFUMATO_ISA {
+
+#if defined(SFUMATO_MATRIX_TILES)
+
+// Where the lines of 16 channels stand.
+struct WeightTiles {
+    const char* at;
+    int64_t stride, step;  // in bytes: between channels, and from 32 values of k to the next
+};
+
+constexpr int64_t kTilesInRun = kRun / kStep;
+constexpr int64_t kPanelTileWords = kTilesInRun * kTileWords;  // of a run of 16 channels
+
+// Every code of NVFP4 times every scale, exactly.
+struct CodeTable {
+    alignas(32) uint16_t products[127][16] = {};  // the 128th scale would be NaN: the reader lets none through
+
+    constexpr CodeTable() {
+        constexpr float codes[8] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6};
+        for (int byte = 0; byte < 127; byte++) {
+            float scale = byte < 8 ? byte % 8 / 8.0f * 2 : 1 + byte % 8 / 8.0f;
+            for (int exponent = byte / 8; exponent < 7; exponent++) scale /= 2;
+            for (int exponent = byte / 8; exponent > 7; exponent--) scale *= 2;
+            for (int code = 0; code < 8; code++) {
+                const uint32_t bits = __builtin_bit_cast(uint32_t, codes[code] * scale);
+                products[byte][code] = (uint16_t)(bits >> 16);
+                products[byte][code + 8] = (uint16_t)(bits >> 16 | 0x8000);
+            }
+        }
+    }
+};
+inline constexpr CodeTable kCodeTable;
+
+// Sixteen values at place `at` of a channel's lines, which lie in tiles one after the other.
+SFUMATO_INLINE uint16_t* place_in(uint32_t* line, int64_t at) {
+    return (uint16_t*)(line + at / kStep * kTileWords) + at % kStep;
+}
+
+// A row's codes, eight bytes of them for 16 values, and scales.
+SFUMATO_INLINE void decode_line(const uint8_t* codes, const uint8_t* scales, int64_t count, uint32_t* line) {
+    for (int64_t at = 0; at < count; at += 16) {
+        const uint16_t* products = kCodeTable.products[scales[at / 16] & 127];
+        uint16_t* to = place_in(line, at);
+#if defined(__AVX512VBMI__)
+        // Words with a code in their lowest bits; what is above them the permutation passes over.
+        const __m256i places = _mm256_setr_epi16(0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60);
+        int64_t sixteen;
+        memcpy(&sixteen, codes + at / 2, 8);
+        const __m256i which = _mm256_multishift_epi64_epi8(places, _mm256_set1_epi64x(sixteen));
+        const __m256i values = _mm256_permutexvar_epi16(which, _mm256_load_si256((const __m256i*)products));
+        _mm256_store_si256((__m256i*)to, values);
+#else
+        for (int i = 0; i < 16; i++) to[i] = products[codes[(at + i) / 2] >> (i % 2 * 4) & 15];
+#endif
+    }
+}
+
+// A row's values in 8 bits, an even number of them; bf16 holds them exactly.
+SFUMATO_INLINE void widen_line(const uint8_t* from, int64_t count, uint32_t* line) {
+    typedef int8_t vb __attribute__((vector_size(kLanes)));
+    int64_t at = 0;
+    for (; at + kLanes <= count; at += kLanes) {
+        const vu value = (vu)__builtin_convertvector(load<vb>(from + at), vf);
+        store(place_in(line, at), __builtin_convertvector(value >> 16, vh));
+    }
+    for (; at < count; at++) *place_in(line, at) = narrow((float)(int8_t)from[at]);
+}
+
+SFUMATO_INLINE void copy_line(const uint8_t* from, int64_t count, uint32_t* line) {
+    int64_t at = 0;
+    for (; at + kStep <= count; at += kStep) memcpy(place_in(line, at), from + 2 * at, 2 * kStep);
+    if (at < count) memcpy(place_in(line, at), from + 2 * at, 2 * (count - at));
+}
+
+// From pairs [k / 2][16 channels] to each channel's own.
+inline void unturn_panel(const uint32_t* words, int64_t count, uint32_t* to) {
+    for (int64_t pair = 0; pair < count / 2; pair++)
+        for (int64_t j = 0; j < kPanel; j++)
+            to[pair / 16 * kTileWords + j * 16 + pair % 16] = words[pair * kPanel + j];
+}
+
+// The lines of panel `panel` for k in [begin, begin + count), a run at most: in `room`, kPanelTileWords of it, zeros
+// behind them, or, with `in_place`, where they are if they can be taken from there.
+inline WeightTiles weight_tiles(const Matrix& w, int64_t panel, int64_t begin, int64_t count, bool in_place,
+                                uint32_t* room) {
+    const WeightTiles tiles = {(const char*)room, 4 * kBlock, 4 * kTileWords};
+    if (count % kStep) memset(room + count / kStep * kTileWords, 0, 4 * kTileWords);
+    if (w.format == Format::bf16_panels) {
+        unturn_panel((const uint32_t*)w.data + (panel * (w.k / 2) + begin / 2) * kPanel, count, room);
+        return tiles;
+    }
+    const PanelRows own(w, panel);
+    const int64_t last = (w.values ? panel / 2 : panel) * kPanel + kPanel;
+    if (in_place && w.format == Format::bf16_rows && count % kStep == 0 && last <= (w.values ? w.n / 2 : w.n))
+        return {(const char*)own.rows[0] + 2 * begin, 2 * w.stride, 2 * kStep};
+    for (int64_t j = 0; j < kPanel; j++) {
+        uint32_t* line = room + j * kBlock;
+        if (w.format == Format::nvfp4_rows)
+            decode_line(own.rows[j] + begin / 2, own.scales[j] + begin / 16, count, line);
+        else if (w.format == Format::i8_rows)
+            widen_line(own.rows[j] + begin, count, line);
+        else
+            copy_line(own.rows[j] + 2 * begin, count, line);
+    }
+    return tiles;
+}
+
+#endif
+
+}  // namespace sfumato::SFUMATO_ISA

@@ -66,32 +66,33 @@ SFUMATO_INLINE const uint32_t* row_alone(const uint32_t* x, int64_t lda, int64_t
 
 #if defined(SFUMATO_MATRIX_TILES)
 
-// Memory that is asked for while registers multiply: so many lines in so many steps.
+// Memory that is asked for while registers multiply: so many bytes in every step.
 struct Ahead {
-    const char* at = nullptr;
-    int64_t lines = 0, steps = 1, due = 0;
+    uintptr_t at = 0;
+    int64_t bytes = 0;
 
     SFUMATO_INLINE void step() {
-        for (due += lines; due >= steps; due -= steps, at += 64) __builtin_prefetch(at, 0, 2);
+        const uintptr_t end = at + bytes;
+        for (uintptr_t line = (at + 63) & ~(uintptr_t)63; line < end; line += 64)
+            __builtin_prefetch((const char*)line, 0, 2);
+        at = end;
     }
 };
 
-// A panel's share of the next group, in the order of memory; beyond the end of the matrix that is no error.
+// A panel's share of the next group, in the order of memory, if `passes` steps go through the same values of k;
+// beyond the end of the matrix that is no error.
 struct PanelAhead {
     Ahead values, scales;
 
     PanelAhead() = default;
-    PanelAhead(const Matrix& w, int64_t panel, int64_t begin, int64_t count, int64_t steps) {
+    PanelAhead(const Matrix& w, const PanelRows& own, int64_t passes) {
         if (w.format == Format::bf16_panels) return;
-        const PanelRows own(w, panel);
         const int64_t group = w.values ? kGroup / 2 : kGroup;
         const bool codes = w.format == Format::nvfp4_rows;
-        const int64_t size = codes ? 1 : 2 * PanelRows::size_of(w.format);  // bytes of two values
-        const int64_t row = codes ? w.k / 2 : w.stride * size / 2;
-        values = {(const char*)((uintptr_t)own.rows[0] + group * row + kPanel * begin * size / 2),
-                  kPanel * count * size / 2 / 64, steps};
-        if (codes)
-            scales = {(const char*)((uintptr_t)own.scales[0] + group * w.k / 16 + begin), count / 64, steps};
+        const int64_t pair = codes ? 1 : 2 * PanelRows::size_of(w.format);  // bytes of two values
+        const int64_t row = codes ? w.k / 2 : w.stride * pair / 2;
+        values = {(uintptr_t)own.rows[0] + group * row, kPanel * kStep * pair / 2 / passes};
+        if (codes) scales = {(uintptr_t)own.scales[0] + group * w.k / 16, kPanel * kStep / 16 / passes};
     }
 
     SFUMATO_INLINE void step() {
@@ -155,46 +156,88 @@ SFUMATO_INLINE void turn_sums(const float* sums, int64_t rows, float* c) {
 #endif
 }
 
+// The channels of one group. Panels that the last group of a matrix lacks are computed as another one, for nothing.
+struct GroupPanels {
+    const Matrix& w;
+    int64_t first, own;  // panels of the matrix
+    PanelRows places[kPanelsInGroup];
+    PanelAhead ahead[kPanelsInGroup];
+
+    GroupPanels(const Matrix& weight, int64_t group, int64_t passes) : w(weight), first(group * kPanelsInGroup) {
+        const int64_t left = (w.n + kPanel - 1) / kPanel - first;
+        own = left < kPanelsInGroup ? left : kPanelsInGroup;
+        for (int64_t p = 0; p < own; p++) {
+            places[p] = PanelRows(w, first + p);
+            ahead[p] = PanelAhead(w, places[p], passes);
+        }
+    }
+
+    SFUMATO_INLINE void take(int64_t p, int64_t begin, int64_t count, bool in_place, uint32_t* room,
+                             WeightTiles* to) const {
+        to[p] = p < own ? weight_tiles(w, places[p], first + p, begin, count, in_place, room) : to[own - 1];
+    }
+};
+
+constexpr int64_t kSlice = kPanelsInGroup * kStep;  // values of k: a step for each panel
+
+// A block of rows, or one row, whose sums stay in registers 0 to 3. While a slice is multiplied the next one is
+// decoded, a panel between two steps.
+inline void multiply_block(MatrixTiles& tiles, const uint32_t* x, int64_t side, const Matrix& w, int64_t group,
+                           uint32_t* room) {
+    GroupPanels panels(w, group, 1);
+    WeightTiles at[2][kPanelsInGroup];
+    const auto take = [&](int64_t p, int64_t begin) {
+        const int64_t count = w.k - begin < kSlice ? w.k - begin : kSlice, turn = begin / kSlice % 2;
+        panels.take(p, begin, count, true, room + (turn * kPanelsInGroup + p) * (kSlice / kStep) * kTileWords, at[turn]);
+    };
+    tiles.clear<0>(), tiles.clear<1>(), tiles.clear<2>(), tiles.clear<3>();
+    for (int64_t p = 0; p < kPanelsInGroup; p++) take(p, 0);
+    for (int64_t begin = 0; begin < w.k; begin += kSlice)
+        for (int64_t p = 0; p < kPanelsInGroup; p++) {
+            if (begin + p * kStep < w.k) {
+                tiles.load<6>(x + (begin / 2 + p * 16) * side, 4 * side);
+                add_panels<kPanelsInGroup, 1>(tiles, at[begin / kSlice % 2], p);
+                for (PanelAhead& one : panels.ahead) one.step();
+            }
+            if (begin + kSlice < w.k) take(p, begin + kSlice);
+        }
+}
+
+// Blocks of rows, whose sums are in memory between runs.
+inline void multiply_blocks(MatrixTiles& tiles, const uint32_t* x, int64_t block, int64_t blocks, const Matrix& w,
+                            int64_t group, float* sums, uint32_t* room) {
+    GroupPanels panels(w, group, (blocks + 1) / 2);
+    WeightTiles at[kPanelsInGroup];
+    for (int64_t begin = 0; begin < w.k; begin += kRun) {
+        const int64_t count = w.k - begin < kRun ? w.k - begin : kRun, steps = (count + kStep - 1) / kStep;
+        for (int64_t p = 0; p < kPanelsInGroup; p++)
+            panels.take(p, begin, count, blocks <= 2, room + p * kPanelTileWords, at);
+        for (int64_t b = 0; b < blocks; b += 2)
+            for (int64_t p = 0; p < panels.own; p += 2) {
+                float* to = sums + (b * kPanelsInGroup + p) * kTileWords;
+                const uint32_t* own = x + begin / 2 * kBlock + b * block;
+                if (b + 1 < blocks)
+                    add_to_sums<2>(tiles, at + p, own, block, steps, panels.ahead + p, begin == 0, to);
+                else
+                    add_to_sums<1>(tiles, at + p, own, block, steps, panels.ahead + p, begin == 0, to);
+            }
+    }
+}
+
 // c[rows][64] = x . w for the channels of one group; `lda` and `room` as group_product has them.
 inline void tile_product(const uint32_t* x, int64_t lda, int64_t rows, const Matrix& w, int64_t group, float* c,
                          uint32_t* room) {
-    const int64_t panels = (w.n + kPanel - 1) / kPanel, first = group * kPanelsInGroup;
-    const int64_t own = panels - first < kPanelsInGroup ? panels - first : kPanelsInGroup;
-    const int64_t side = lda ? kBlock : 1, blocks = (rows + kBlock - 1) / kBlock, block = kBlock * lda;
-    float* sums = blocks == 1 && side == 1 ? c : (float*)(room + kPanelsInGroup * kPanelTileWords);
+    const int64_t side = lda ? kBlock : 1, blocks = (rows + kBlock - 1) / kBlock;
+    float* sums = side == 1 ? c : (float*)(room + kPanelsInGroup * kPanelTileWords);
     MatrixTiles tiles(side);
-    tiles.clear<0>(), tiles.clear<1>(), tiles.clear<2>(), tiles.clear<3>();
-    for (int64_t begin = 0; begin < w.k; begin += kRun) {
-        const int64_t count = w.k - begin < kRun ? w.k - begin : kRun, steps = (count + kStep - 1) / kStep;
-        WeightTiles at[kPanelsInGroup];
-        PanelAhead ahead[kPanelsInGroup];
-        for (int64_t p = 0; p < kPanelsInGroup; p++) {
-            if (p < own) {
-                at[p] = weight_tiles(w, first + p, begin, count, blocks <= 2, room + p * kPanelTileWords);
-                ahead[p] = PanelAhead(w, first + p, begin, count, steps * ((blocks + 1) / 2));
-            } else {
-                at[p] = at[own - 1];  // for nothing, but few groups are not whole
-            }
-        }
-        const uint32_t* from = x + begin / 2 * side;
-        if (blocks == 1) {
-            add_run<kPanelsInGroup, 1>(tiles, at, from, block, side, steps, ahead);
-            continue;
-        }
-        for (int64_t b = 0; b < blocks; b += 2)
-            for (int64_t p = 0; p < own; p += 2) {
-                float* to = sums + (b * kPanelsInGroup + p) * kTileWords;
-                if (b + 1 < blocks)
-                    add_to_sums<2>(tiles, at + p, from + b * block, block, steps, ahead + p, begin == 0, to);
-                else
-                    add_to_sums<1>(tiles, at + p, from + b * block, block, steps, ahead + p, begin == 0, to);
-            }
-    }
     if (blocks == 1) {
+        multiply_block(tiles, x, side, w, group, room);
         const int64_t line = 4 * side, next = 16 * side;
         tiles.store<0>(sums, line), tiles.store<1>(sums + next, line);
         tiles.store<2>(sums + 2 * next, line), tiles.store<3>(sums + 3 * next, line);
         if (side == 1) return;
+    } else {
+        multiply_blocks(tiles, x, kBlock * lda, blocks, w, group, sums, room);
     }
     for (int64_t row = 0; row < rows; row += kBlock)
         for (int64_t p = 0; p < kPanelsInGroup; p++)

@@ -22,7 +22,7 @@ constexpr int64_t kPanelTileWords = kTilesInRun * kTileWords;  // of a run of 16
 
 // Every code of NVFP4 times every scale, exactly.
 struct CodeTable {
-    alignas(32) uint16_t products[127][16] = {};  // the 128th scale would be NaN: the reader lets none through
+    alignas(32) uint16_t products[128][16] = {};  // the last scale would be NaN: the reader lets none through
 
     constexpr CodeTable() {
         constexpr float codes[8] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6};
@@ -45,34 +45,47 @@ SFUMATO_INLINE uint16_t* place_in(uint32_t* line, int64_t at) {
     return (uint16_t*)(line + at / kStep * kTileWords) + at % kStep;
 }
 
-// A row's codes, eight bytes of them for 16 values, and scales.
-SFUMATO_INLINE void decode_line(const uint8_t* codes, const uint8_t* scales, int64_t count, uint32_t* line) {
-    for (int64_t at = 0; at < count; at += 16) {
-        const uint16_t* products = kCodeTable.products[scales[at / 16] & 127];
-        uint16_t* to = place_in(line, at);
+// N times 16 values of a row at the beginning of a tile's line: eight bytes of codes and a scale each.
+template <int N>
+SFUMATO_INLINE void decode_groups(const uint8_t* codes, const uint8_t* scales, uint32_t* line) {
+    for (int g = 0; g < N; g++) {
+        const uint16_t* products = kCodeTable.products[scales[g]];
+        uint16_t* to = (uint16_t*)(line + g / 2 * kTileWords) + g % 2 * 16;
 #if defined(__AVX512VBMI__)
-        // Words with a code in their lowest bits; what is above them the permutation passes over.
+        // Words with a code in their lowest bits; what is above them the permutation passes over. Half vectors leave
+        // the processor one port more than whole ones.
         const __m256i places = _mm256_setr_epi16(0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60);
         int64_t sixteen;
-        memcpy(&sixteen, codes + at / 2, 8);
+        memcpy(&sixteen, codes + 8 * g, 8);
         const __m256i which = _mm256_multishift_epi64_epi8(places, _mm256_set1_epi64x(sixteen));
         const __m256i values = _mm256_permutexvar_epi16(which, _mm256_load_si256((const __m256i*)products));
         _mm256_store_si256((__m256i*)to, values);
 #else
-        for (int i = 0; i < 16; i++) to[i] = products[codes[(at + i) / 2] >> (i % 2 * 4) & 15];
+        for (int i = 0; i < 16; i++) to[i] = products[codes[8 * g + i / 2] >> (i % 2 * 4) & 15];
 #endif
     }
 }
 
+SFUMATO_INLINE void decode_line(const uint8_t* codes, const uint8_t* scales, int64_t count, uint32_t* line) {
+    for (; count >= 128; count -= 128, codes += 64, scales += 8, line += 4 * kTileWords)
+        decode_groups<8>(codes, scales, line);
+    for (; count >= 32; count -= 32, codes += 16, scales += 2, line += kTileWords)
+        decode_groups<2>(codes, scales, line);
+    if (count) decode_groups<1>(codes, scales, line);
+}
+
 // A row's values in 8 bits, an even number of them; bf16 holds them exactly.
 SFUMATO_INLINE void widen_line(const uint8_t* from, int64_t count, uint32_t* line) {
-    typedef int8_t vb __attribute__((vector_size(kLanes)));
-    int64_t at = 0;
-    for (; at + kLanes <= count; at += kLanes) {
-        const vu value = (vu)__builtin_convertvector(load<vb>(from + at), vf);
-        store(place_in(line, at), __builtin_convertvector(value >> 16, vh));
+#if defined(__AVX512BF16__)
+    for (; count >= kStep; count -= kStep, from += kStep, line += kTileWords) {
+        const auto widened = [&](int i) {
+            return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)(from + i))));
+        };
+        _mm512_store_si512(line, (__m512i)_mm512_cvtne2ps_pbh(widened(16), widened(0)));
     }
-    for (; at < count; at++) *place_in(line, at) = narrow((float)(int8_t)from[at]);
+#endif
+    for (int64_t at = 0; at < count; at += 2)
+        for (int64_t i = at; i < at + 2; i++) *place_in(line, i) = narrow((float)(int8_t)from[i]);
 }
 
 SFUMATO_INLINE void copy_line(const uint8_t* from, int64_t count, uint32_t* line) {
@@ -90,7 +103,7 @@ inline void unturn_panel(const uint32_t* words, int64_t count, uint32_t* to) {
 
 // The lines of panel `panel` for k in [begin, begin + count), a run at most: in `room`, kPanelTileWords of it, zeros
 // behind them, or, with `in_place`, where they are if they can be taken from there.
-inline WeightTiles weight_tiles(const Matrix& w, int64_t panel, int64_t begin, int64_t count, bool in_place,
+__attribute__((noinline)) inline WeightTiles weight_tiles(const Matrix& w, const PanelRows& own, int64_t panel, int64_t begin, int64_t count, bool in_place,
                                 uint32_t* room) {
     const WeightTiles tiles = {(const char*)room, 4 * kBlock, 4 * kTileWords};
     if (count % kStep) memset(room + count / kStep * kTileWords, 0, 4 * kTileWords);
@@ -98,19 +111,20 @@ inline WeightTiles weight_tiles(const Matrix& w, int64_t panel, int64_t begin, i
         unturn_panel((const uint32_t*)w.data + (panel * (w.k / 2) + begin / 2) * kPanel, count, room);
         return tiles;
     }
-    const PanelRows own(w, panel);
     const int64_t last = (w.values ? panel / 2 : panel) * kPanel + kPanel;
     if (in_place && w.format == Format::bf16_rows && count % kStep == 0 && last <= (w.values ? w.n / 2 : w.n))
         return {(const char*)own.rows[0] + 2 * begin, 2 * w.stride, 2 * kStep};
-    for (int64_t j = 0; j < kPanel; j++) {
-        uint32_t* line = room + j * kBlock;
-        if (w.format == Format::nvfp4_rows)
+    const auto all_rows = [&](const auto& work) {
+        for (int64_t j = 0; j < kPanel; j++) work(j, room + j * kBlock);
+    };
+    if (w.format == Format::nvfp4_rows)
+        all_rows([&](int64_t j, uint32_t* line) {
             decode_line(own.rows[j] + begin / 2, own.scales[j] + begin / 16, count, line);
-        else if (w.format == Format::i8_rows)
-            widen_line(own.rows[j] + begin, count, line);
-        else
-            copy_line(own.rows[j] + 2 * begin, count, line);
-    }
+        });
+    else if (w.format == Format::i8_rows)
+        all_rows([&](int64_t j, uint32_t* line) { widen_line(own.rows[j] + begin, count, line); });
+    else
+        all_rows([&](int64_t j, uint32_t* line) { copy_line(own.rows[j] + 2 * begin, count, line); });
     return tiles;
 }
 

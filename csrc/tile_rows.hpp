@@ -113,30 +113,35 @@ SFUMATO_INLINE void add_panels(MatrixTiles& tiles, const WeightTiles* w, int64_t
     }
 }
 
-template <int P, int B>
+// The same over a run, while the next one's lines are made: in `steps` steps of this kind all of them.
+template <int P, int B, class Lines>
 SFUMATO_INLINE void add_run(MatrixTiles& tiles, const WeightTiles* w, const uint32_t* x, int64_t block, int64_t side,
-                            int64_t steps, PanelAhead* ahead) {
-    for (int64_t s = 0; s < steps; s++) {
+                            int64_t count, Lines& lines, int64_t steps, PanelAhead* ahead) {
+    for (int64_t s = 0; s < count; s++) {
         tiles.load<6>(x + s * 16 * side, 4 * side);
         if constexpr (B == 2) tiles.load<7>(x + block + s * 16 * side, 4 * side);
         add_panels<P, B>(tiles, w, s);
         for (int p = 0; p < P; p++) ahead[p].step();
+        lines.step(steps);
     }
 }
 
-// The same for two panels of which sums are in memory, [block][panel], but where they are `fresh`.
+// Two panels' sums in memory, [block][panel], to registers; zeros where they are `fresh`.
 template <int B>
-SFUMATO_INLINE void add_to_sums(MatrixTiles& tiles, const WeightTiles* w, const uint32_t* x, int64_t block,
-                                int64_t steps, PanelAhead* ahead, bool fresh, float* sums) {
+SFUMATO_INLINE void load_sums(MatrixTiles& tiles, const float* sums, bool fresh) {
     constexpr int64_t next = kPanelsInGroup * kTileWords, line = 4 * kBlock;
     if (fresh) {
         tiles.clear<0>(), tiles.clear<B>();
         if constexpr (B == 2) tiles.clear<1>(), tiles.clear<3>();
-    } else {
-        tiles.load<0>(sums, line), tiles.load<B>(sums + kTileWords, line);
-        if constexpr (B == 2) tiles.load<1>(sums + next, line), tiles.load<3>(sums + next + kTileWords, line);
+        return;
     }
-    add_run<2, B>(tiles, w, x, block, kBlock, steps, ahead);
+    tiles.load<0>(sums, line), tiles.load<B>(sums + kTileWords, line);
+    if constexpr (B == 2) tiles.load<1>(sums + next, line), tiles.load<3>(sums + next + kTileWords, line);
+}
+
+template <int B>
+SFUMATO_INLINE void store_sums(const MatrixTiles& tiles, float* sums) {
+    constexpr int64_t next = kPanelsInGroup * kTileWords, line = 4 * kBlock;
     tiles.store<0>(sums, line), tiles.store<B>(sums + kTileWords, line);
     if constexpr (B == 2) tiles.store<1>(sums + next, line), tiles.store<3>(sums + next + kTileWords, line);
 }
@@ -156,70 +161,61 @@ SFUMATO_INLINE void turn_sums(const float* sums, int64_t rows, float* c) {
 #endif
 }
 
-// The channels of one group. Panels that the last group of a matrix lacks are computed as another one, for nothing.
-struct GroupPanels {
-    const Matrix& w;
-    int64_t first, own;  // panels of the matrix
-    PanelRows places[kPanelsInGroup];
-    PanelAhead ahead[kPanelsInGroup];
-
-    GroupPanels(const Matrix& weight, int64_t group, int64_t passes) : w(weight), first(group * kPanelsInGroup) {
-        const int64_t left = (w.n + kPanel - 1) / kPanel - first;
-        own = left < kPanelsInGroup ? left : kPanelsInGroup;
-        for (int64_t p = 0; p < own; p++) {
-            places[p] = PanelRows(w, first + p);
-            ahead[p] = PanelAhead(w, places[p], passes);
-        }
-    }
-
-    SFUMATO_INLINE void take(int64_t p, int64_t begin, int64_t count, bool in_place, uint32_t* room,
-                             WeightTiles* to) const {
-        to[p] = p < own ? weight_tiles(w, places[p], first + p, begin, count, in_place, room) : to[own - 1];
-    }
-};
-
-constexpr int64_t kSlice = kPanelsInGroup * kStep;  // values of k: a step for each panel
-
-// A block of rows, or one row, whose sums stay in registers 0 to 3. While a slice is multiplied the next one is
-// decoded, a panel between two steps.
-inline void multiply_block(MatrixTiles& tiles, const uint32_t* x, int64_t side, const Matrix& w, int64_t group,
-                           uint32_t* room) {
-    GroupPanels panels(w, group, 1);
-    WeightTiles at[2][kPanelsInGroup];
-    const auto take = [&](int64_t p, int64_t begin) {
-        const int64_t count = w.k - begin < kSlice ? w.k - begin : kSlice, turn = begin / kSlice % 2;
-        panels.take(p, begin, count, true, room + (turn * kPanelsInGroup + p) * (kSlice / kStep) * kTileWords, at[turn]);
-    };
-    tiles.clear<0>(), tiles.clear<1>(), tiles.clear<2>(), tiles.clear<3>();
-    for (int64_t p = 0; p < kPanelsInGroup; p++) take(p, 0);
-    for (int64_t begin = 0; begin < w.k; begin += kSlice)
-        for (int64_t p = 0; p < kPanelsInGroup; p++) {
-            if (begin + p * kStep < w.k) {
-                tiles.load<6>(x + (begin / 2 + p * 16) * side, 4 * side);
-                add_panels<kPanelsInGroup, 1>(tiles, at[begin / kSlice % 2], p);
-                for (PanelAhead& one : panels.ahead) one.step();
-            }
-            if (begin + kSlice < w.k) take(p, begin + kSlice);
-        }
+SFUMATO_INLINE void look_ahead(const GroupRows& rows, int64_t passes, PanelAhead* ahead) {
+    for (int64_t p = 0; p < rows.own; p++) ahead[p] = PanelAhead(rows.w, rows.places[p], passes);
 }
 
-// Blocks of rows, whose sums are in memory between runs.
-inline void multiply_blocks(MatrixTiles& tiles, const uint32_t* x, int64_t block, int64_t blocks, const Matrix& w,
-                            int64_t group, float* sums, uint32_t* room) {
-    GroupPanels panels(w, group, (blocks + 1) / 2);
-    WeightTiles at[kPanelsInGroup];
-    for (int64_t begin = 0; begin < w.k; begin += kRun) {
-        const int64_t count = w.k - begin < kRun ? w.k - begin : kRun, steps = (count + kStep - 1) / kStep;
-        for (int64_t p = 0; p < kPanelsInGroup; p++)
-            panels.take(p, begin, count, blocks <= 2, room + p * kPanelTileWords, at);
+// B blocks of rows, or one row, with 4 / B panels from `first` on, whose sums stay in registers 0 to 3.
+template <int B>
+inline void multiply_few(MatrixTiles& tiles, const uint32_t* x, int64_t block, int64_t side, const GroupRows& rows,
+                         int64_t first, float* sums, uint32_t* room) {
+    constexpr int64_t run = 128;
+    constexpr int panels = 4 / B;
+    RunLines<run> lines = {rows, room, rows.in_place(), first, panels};
+    PanelAhead ahead[kPanelsInGroup];
+    if (!lines.in_place) look_ahead(rows, 1, ahead);
+    tiles.clear<0>(), tiles.clear<1>(), tiles.clear<2>(), tiles.clear<3>();
+    lines.start(0);
+    for (int64_t begin = 0; begin < rows.w.k; begin += run) {
+        WeightTiles at[kPanelsInGroup];
+        const int64_t steps = (lines.count() + kStep - 1) / kStep;
+        lines.finish(at);
+        lines.start(begin + run);
+        add_run<panels, B>(tiles, at, x + begin / 2 * side, block, side, steps, lines, steps, ahead + first);
+    }
+    if constexpr (B == 2) return store_sums<2>(tiles, sums + first * kTileWords);
+    const int64_t line = 4 * side, next = kBlock * side;
+    tiles.store<0>(sums, line), tiles.store<1>(sums + next, line);
+    tiles.store<2>(sums + 2 * next, line), tiles.store<3>(sums + 3 * next, line);
+}
+
+// More blocks of rows, whose sums are in memory between runs.
+inline void multiply_many(MatrixTiles& tiles, const uint32_t* x, int64_t block, int64_t blocks, const GroupRows& rows,
+                          float* sums, uint32_t* room) {
+    constexpr int64_t run = 256;
+    RunLines<run> lines = {rows, room, rows.in_place() && blocks <= 4, 0, kPanelsInGroup};
+    PanelAhead ahead[kPanelsInGroup];
+    if (!lines.in_place) look_ahead(rows, (blocks + 1) / 2, ahead);
+    lines.start(0);
+    for (int64_t begin = 0; begin < rows.w.k; begin += run) {
+        WeightTiles at[kPanelsInGroup];
+        const int64_t count = (lines.count() + kStep - 1) / kStep;
+        const int64_t steps = count * ((blocks + 1) / 2) * ((rows.own + 1) / 2);
+        lines.finish(at);
+        lines.start(begin + run);
         for (int64_t b = 0; b < blocks; b += 2)
-            for (int64_t p = 0; p < panels.own; p += 2) {
+            for (int64_t p = 0; p < rows.own; p += 2) {
                 float* to = sums + (b * kPanelsInGroup + p) * kTileWords;
-                const uint32_t* own = x + begin / 2 * kBlock + b * block;
+                const uint32_t* from = x + begin / 2 * kBlock + b * block;
+                const auto add = [&]<int B>() {
+                    load_sums<B>(tiles, to, begin == 0);
+                    add_run<2, B>(tiles, at + p, from, block, kBlock, count, lines, steps, ahead + p);
+                    store_sums<B>(tiles, to);
+                };
                 if (b + 1 < blocks)
-                    add_to_sums<2>(tiles, at + p, own, block, steps, panels.ahead + p, begin == 0, to);
+                    add.template operator()<2>();
                 else
-                    add_to_sums<1>(tiles, at + p, own, block, steps, panels.ahead + p, begin == 0, to);
+                    add.template operator()<1>();
             }
     }
 }
@@ -228,16 +224,16 @@ inline void multiply_blocks(MatrixTiles& tiles, const uint32_t* x, int64_t block
 inline void tile_product(const uint32_t* x, int64_t lda, int64_t rows, const Matrix& w, int64_t group, float* c,
                          uint32_t* room) {
     const int64_t side = lda ? kBlock : 1, blocks = (rows + kBlock - 1) / kBlock;
-    float* sums = side == 1 ? c : (float*)(room + kPanelsInGroup * kPanelTileWords);
+    float* sums = side == 1 ? c : (float*)(room + kRun / 2 * kGroup);
+    const GroupRows own(w, group);
     MatrixTiles tiles(side);
     if (blocks == 1) {
-        multiply_block(tiles, x, side, w, group, room);
-        const int64_t line = 4 * side, next = 16 * side;
-        tiles.store<0>(sums, line), tiles.store<1>(sums + next, line);
-        tiles.store<2>(sums + 2 * next, line), tiles.store<3>(sums + 3 * next, line);
+        multiply_few<1>(tiles, x, 0, side, own, 0, sums, room);
         if (side == 1) return;
+    } else if (blocks == 2) {
+        for (int64_t p = 0; p < own.own; p += 2) multiply_few<2>(tiles, x, kBlock * lda, kBlock, own, p, sums, room);
     } else {
-        multiply_blocks(tiles, x, kBlock * lda, blocks, w, group, sums, room);
+        multiply_many(tiles, x, kBlock * lda, blocks, own, sums, room);
     }
     for (int64_t row = 0; row < rows; row += kBlock)
         for (int64_t p = 0; p < kPanelsInGroup; p++)

@@ -17,9 +17,6 @@ struct WeightTiles {
     int64_t stride, step;  // in bytes: between channels, and from 32 values of k to the next
 };
 
-constexpr int64_t kTilesInRun = kRun / kStep;
-constexpr int64_t kPanelTileWords = kTilesInRun * kTileWords;  // of a run of 16 channels
-
 // Every code of NVFP4 times every scale, exactly.
 struct CodeTable {
     alignas(32) uint16_t products[128][16] = {};  // the last scale would be NaN: the reader lets none through
@@ -94,39 +91,97 @@ SFUMATO_INLINE void copy_line(const uint8_t* from, int64_t count, uint32_t* line
     if (at < count) memcpy(place_in(line, at), from + 2 * at, 2 * (count - at));
 }
 
-// From pairs [k / 2][16 channels] to each channel's own.
-inline void unturn_panel(const uint32_t* words, int64_t count, uint32_t* to) {
+// From pairs [k / 2][16 channels] to channel `j`.
+SFUMATO_INLINE void unturn_line(const uint32_t* words, int64_t j, int64_t count, uint32_t* line) {
     for (int64_t pair = 0; pair < count / 2; pair++)
-        for (int64_t j = 0; j < kPanel; j++)
-            to[pair / 16 * kTileWords + j * 16 + pair % 16] = words[pair * kPanel + j];
+        line[pair / 16 * kTileWords + pair % 16] = words[pair * kPanel + j];
 }
 
-// The lines of panel `panel` for k in [begin, begin + count), a run at most: in `room`, kPanelTileWords of it, zeros
-// behind them, or, with `in_place`, where they are if they can be taken from there.
-__attribute__((noinline)) inline WeightTiles weight_tiles(const Matrix& w, const PanelRows& own, int64_t panel, int64_t begin, int64_t count, bool in_place,
-                                uint32_t* room) {
-    const WeightTiles tiles = {(const char*)room, 4 * kBlock, 4 * kTileWords};
-    if (count % kStep) memset(room + count / kStep * kTileWords, 0, 4 * kTileWords);
-    if (w.format == Format::bf16_panels) {
-        unturn_panel((const uint32_t*)w.data + (panel * (w.k / 2) + begin / 2) * kPanel, count, room);
-        return tiles;
+// The channels of one group. Panels that the last group of a matrix lacks are computed as another one, for nothing.
+struct GroupRows {
+    const Matrix& w;
+    int64_t first, own;  // panels of the matrix
+    bool whole;          // no row is missing in them
+    PanelRows places[kPanelsInGroup];
+
+    GroupRows(const Matrix& weight, int64_t group) : w(weight), first(group * kPanelsInGroup) {
+        const int64_t left = (w.n + kPanel - 1) / kPanel - first;
+        own = left < kPanelsInGroup ? left : kPanelsInGroup;
+        whole = own == kPanelsInGroup && w.n % kPanel == 0;
+        for (int64_t p = 0; p < own; p++) places[p] = PanelRows(w, first + p);
     }
-    const int64_t last = (w.values ? panel / 2 : panel) * kPanel + kPanel;
-    if (in_place && w.format == Format::bf16_rows && count % kStep == 0 && last <= (w.values ? w.n / 2 : w.n))
-        return {(const char*)own.rows[0] + 2 * begin, 2 * w.stride, 2 * kStep};
-    const auto all_rows = [&](const auto& work) {
-        for (int64_t j = 0; j < kPanel; j++) work(j, room + j * kBlock);
-    };
-    if (w.format == Format::nvfp4_rows)
-        all_rows([&](int64_t j, uint32_t* line) {
-            decode_line(own.rows[j] + begin / 2, own.scales[j] + begin / 16, count, line);
-        });
-    else if (w.format == Format::i8_rows)
-        all_rows([&](int64_t j, uint32_t* line) { widen_line(own.rows[j] + begin, count, line); });
-    else
-        all_rows([&](int64_t j, uint32_t* line) { copy_line(own.rows[j] + 2 * begin, count, line); });
-    return tiles;
-}
+
+    // Whether registers can be loaded from where the matrix is.
+    bool in_place() const { return whole && w.format == Format::bf16_rows && w.k % kStep == 0; }
+
+    // `count` values from `begin` on of channel `j` of panel `p`. What is behind them in the last tile is left.
+    SFUMATO_INLINE void take_line(int64_t p, int64_t j, int64_t begin, int64_t count, uint32_t* line) const {
+        const PanelRows& from = places[p];
+        if (w.format == Format::nvfp4_rows)
+            decode_line(from.rows[j] + begin / 2, from.scales[j] + begin / 16, count, line);
+        else if (w.format == Format::i8_rows)
+            widen_line(from.rows[j] + begin, count, line);
+        else if (w.format == Format::bf16_rows)
+            copy_line(from.rows[j] + 2 * begin, count, line);
+        else
+            unturn_line((const uint32_t*)w.data + ((first + p) * (w.k / 2) + begin / 2) * kPanel, j, count, line);
+    }
+};
+
+// Lines of some of a group's panels for runs of k, of which one is made while another is multiplied.
+template <int64_t R>
+struct RunLines {
+    static constexpr int64_t panel_words = R / kStep * kTileWords;
+    static_assert(2 * kPanelsInGroup * panel_words <= kRun / 2 * kGroup, "half of a group's room holds two runs");
+
+    const GroupRows& rows;
+    uint32_t* room;
+    bool in_place;
+    int64_t first, panels;  // of the group
+    int64_t begin = 0, made = 0, due = 0;  // of the run that is being made: its first k, and lines
+
+    SFUMATO_INLINE int64_t count() const { return rows.w.k - begin < R ? rows.w.k - begin : R; }
+
+    SFUMATO_INLINE uint32_t* panel(int64_t p) const {
+        return room + (begin / R % 2 * kPanelsInGroup + p) * panel_words;
+    }
+
+    SFUMATO_INLINE void start(int64_t at) {
+        begin = at;
+        due = 0;
+        made = in_place || begin >= rows.w.k ? panels * kPanel : 0;
+        if (made || count() % kStep == 0) return;
+        for (int64_t p = 0; p < panels; p++) memset(panel(p) + count() / kStep * kTileWords, 0, 4 * kTileWords);
+    }
+
+    SFUMATO_INLINE void make(int64_t lines) {
+        const int64_t left = panels * kPanel - made, end = made + (lines < left ? lines : left);
+        for (; made < end; made++) {
+            const int64_t p = first + made / kPanel < rows.own ? first + made / kPanel : rows.own - 1;
+            rows.take_line(p, made % kPanel, begin, count(), panel(made / kPanel) + made % kPanel * kBlock);
+        }
+    }
+
+    // One of `steps` steps in which all of it is made.
+    SFUMATO_INLINE void step(int64_t steps) {
+        if (made == panels * kPanel) return;
+        due += panels * kPanel;
+        if (due < steps) return;
+        make(due / steps);
+        due %= steps;
+    }
+
+    // What has been made, for registers.
+    SFUMATO_INLINE void finish(WeightTiles* to) {
+        make(panels * kPanel);
+        for (int64_t p = 0; p < panels; p++) {
+            if (in_place)
+                to[p] = {(const char*)rows.places[first + p].rows[0] + 2 * begin, 2 * rows.w.stride, 2 * kStep};
+            else
+                to[p] = {(const char*)panel(p), 4 * kBlock, 4 * kTileWords};
+        }
+    }
+};
 
 #endif
 

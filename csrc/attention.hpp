@@ -10,7 +10,12 @@
 
 namespace sfumato::SFUMATO_ISA {
 
-constexpr int64_t kQueryRows = 96;  // rows of one task; a multiple of every tile's rows
+// Rows of one task: a multiple of every tile's rows. Where products are quick, more rows for what is made of values.
+#if defined(SFUMATO_MATRIX_TILES)
+constexpr int64_t kQueryRows = 128;
+#else
+constexpr int64_t kQueryRows = 96;
+#endif
 
 struct Span {
     int64_t begin, end;  // slots that some row of the batch entry sees
@@ -113,6 +118,70 @@ inline void value_panels(const Attention& job, const char* from, int64_t lead, i
         }
 }
 
+#if defined(SFUMATO_MATRIX_TILES)
+// The same as pairs of bf16 slots for registers of matrices, [32][dim][2].
+inline void value_pairs(const Attention& job, const char* from, int64_t lead, int64_t count, uint32_t* to) {
+    const auto values = [&](int64_t t, int64_t d) {
+        const int64_t slot = t - lead;
+        return slot < 0 || slot >= count ? vu{} : (vu)widened(from + slot * job.value_strides[2] * 2, true, d);
+    };
+    for (int64_t t = 0; t < kGroup; t += 2, to += job.dim)
+        for (int64_t d = 0; d < job.dim; d += kLanes) store(to + d, (values(t, d) >> 16) | values(t + 1, d));
+}
+
+// Shares [rows][64] as the sums of two numbers in bf16, [part][rows][64]: within 2^-17 of each.
+SFUMATO_INLINE void split_shares(const float* shares, int64_t rows, uint16_t* to) {
+    for (int64_t i = 0; i < rows * kGroup; i += kLanes) {
+        const vf share = load<vf>(shares + i);
+        uint16_t* rest = to + kQueryRows * kGroup + i;
+#if defined(__AVX512BF16__)
+        const __m256i high = (__m256i)_mm512_cvtneps_pbh((__m512)share);
+        const vf wide = (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16);
+        _mm256_storeu_si256((__m256i*)(to + i), high);
+        _mm256_storeu_si256((__m256i*)rest, (__m256i)_mm512_cvtneps_pbh((__m512)(share - wide)));
+#else
+        store_bf16(to + i, share);
+        store_bf16(rest, share - load_bf16(to + i));
+#endif
+    }
+}
+
+// N times 16 columns of the weighted values of 16 rows.
+template <int N>
+SFUMATO_INLINE void mix_columns(MatrixTiles& tiles, const uint16_t* shares, const uint32_t* values, int64_t dim,
+                                float* mixed) {
+    const auto sums = [&](const auto& work) {
+        work.template operator()<0>();
+        if constexpr (N > 1) work.template operator()<1>();
+        if constexpr (N > 2) work.template operator()<2>();
+        if constexpr (N > 3) work.template operator()<3>();
+    };
+    sums([&]<int I>() { tiles.load<I>(mixed + I * kBlock, 4 * dim); });
+    for (int64_t at = 0; at < kGroup; at += kStep) {
+        tiles.load<4>(shares + at, 2 * kGroup);
+        tiles.load<5>(shares + kQueryRows * kGroup + at, 2 * kGroup);
+        sums([&]<int I>() {
+            tiles.load<6 + I % 2>(values + at / 2 * dim + I * kBlock, 4 * dim);
+            tiles.multiply<I, 4, 6 + I % 2>();
+            tiles.multiply<I, 5, 6 + I % 2>();
+        });
+    }
+    sums([&]<int I>() { tiles.store<I>(mixed + I * kBlock, 4 * dim); });
+}
+
+// mixed[rows][dim] += shares . values; rows up to the next multiple of 16 get anything.
+inline void mix_values(const uint16_t* shares, const uint32_t* values, int64_t rows, int64_t dim, float* mixed) {
+    MatrixTiles tiles(kBlock);
+    for (int64_t row = 0; row < rows; row += kBlock) {
+        int64_t d = 0;
+        for (; d + 4 * kBlock <= dim; d += 4 * kBlock)
+            mix_columns<4>(tiles, shares + row * kGroup, values + d, dim, mixed + row * dim + d);
+        for (; d < dim; d += kBlock)
+            mix_columns<1>(tiles, shares + row * kGroup, values + d, dim, mixed + row * dim + d);
+    }
+}
+#endif
+
 // Scores of a row become shares relative to its running maximum; returns what the old sum and the old
 // weighted values are multiplied by.
 SFUMATO_INLINE float fold(float* scores, float* most, float* sum) {
@@ -144,6 +213,7 @@ struct Rooms {
     typename Kind::Activation* queries;  // [kQueryRows][dim]
     float *scores, *mixed, *values, *most, *sum;
     uint32_t* words;
+    uint16_t* parts;  // of shares, two; where registers of matrices mix values
 };
 
 // Some slots that stand in one group of 64, behind `lead` places that none of the task's rows sees.
@@ -185,8 +255,6 @@ template <class Kind>
 inline void take_slots(const Attention& job, const Block& block, const Slots& slots, int64_t lda,
                        const Rooms<Kind>& rooms) {
     score<Kind>(job, block, slots, lda, rooms);
-    const char* values = at_slot(job, job.values, job.value_strides, block, slots.at);
-    value_panels(job, values, slots.lead, slots.count, rooms.values);
     for (int64_t i = 0; i < block.count; i++) {
         const float shrink = fold(rooms.scores + i * kGroup, rooms.most + i, rooms.sum + i);
         if (shrink == 1.0f) continue;
@@ -195,6 +263,16 @@ inline void take_slots(const Attention& job, const Block& block, const Slots& sl
             store(mixed, load<vf>(mixed) * shrink);
         }
     }
+    const char* values = at_slot(job, job.values, job.value_strides, block, slots.at);
+#if defined(SFUMATO_MATRIX_TILES)
+    if constexpr (kInBlocks<Kind>) {
+        value_pairs(job, values, slots.lead, slots.count, (uint32_t*)rooms.values);
+        split_shares(rooms.scores, block.count, rooms.parts);
+        mix_values(rooms.parts, (const uint32_t*)rooms.values, block.count, job.dim, rooms.mixed);
+        return;
+    }
+#endif
+    value_panels(job, values, slots.lead, slots.count, rooms.values);
     for (int64_t panel = 0; panel < job.dim / kPanel; panel++) {
         const uint32_t* words = (const uint32_t*)(rooms.values + panel * kGroup * kPanel);
         run_panels<FloatWeights, 1>(rooms.scores, kGroup, block.count, kGroup, &words,
@@ -311,6 +389,7 @@ inline void attention_of(const Attention& job) {
         Rooms<Kind> rooms;
         rooms.scores = (float*)scratch(2, sizeof(float) * kQueryRows * kGroup);
         rooms.words = (uint32_t*)scratch(3, sizeof(uint32_t) * kRoomWords);
+        rooms.parts = kInBlocks<Kind> ? (uint16_t*)scratch(5, 2 * sizeof(uint16_t) * kQueryRows * kGroup) : nullptr;
         float* room = (float*)scratch(4, sizeof(float) * (2 * kQueryRows * dim + kGroup * dim + 2 * kQueryRows));
         rooms.queries = (typename Kind::Activation*)room;
         rooms.mixed = room + kQueryRows * dim;

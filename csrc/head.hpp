@@ -190,56 +190,45 @@ SFUMATO_INLINE void finish_beliefs(const Soft& job, const Scores& how, int64_t r
         if (n >= how.own || c[n] - job.maximum[row] < kFloor) to[n] = 0;
 }
 
+// The chosen rows, without gaps; all of a whole chunk where they are. Returns where, and their distance.
+template <class Kind>
+inline const typename Kind::Activation* gather_rows(const Soft& job, const Vocabulary<Kind>& words,
+                                                    const int32_t* chosen, int64_t count,
+                                                    typename Kind::Activation* to, int64_t* lda) {
+    if (count == kChunk && chosen[kChunk - 1] - chosen[0] + 1 == kChunk && chosen[0] % kChunk == 0) {
+        *lda = words.lda;
+        return words.x + chosen[0] * words.lda;
+    }
+    const int64_t width = job.x.width;
+    *lda = distance<Kind>(count, width);
+    if constexpr (kInBlocks<Kind>)
+        pack_rows(count, width, count > 1, to,
+                  [&](int64_t i) { return (const uint16_t*)job.x.data + chosen[i] * job.x.stride; });
+    else
+        for (int64_t i = 0; i < count; i++) memcpy(to + i * *lda, words.x + chosen[i] * words.lda, 4 * *lda);
+    return to;
+}
+
 // The p of `group` for all rows that reach its floor, into beliefs[rows][kSoftIds] at `place`; zeros for the others.
 template <class Kind>
 inline void believe(const Soft& job, const Vocabulary<Kind>& words, int64_t group, int64_t place,
                     float* beliefs, float* c, uint32_t* room, typename Kind::Activation* gathered,
                     int32_t* chosen) {
     const int64_t rows = job.x.count;
-    const int64_t dense = Kind::words(job.x.width);  // between gathered rows
     const Scores how = words.scores(group);
     for (int64_t row = 0; row < rows;) {
-        int64_t count = 0;
+        int64_t count = 0, lda = 0;
         for (; row < rows && count < kChunk; row++) {
-            if (reaches(job, group, row)) {
-                memcpy(gathered + count * dense, words.x + row * words.lda, 4 * dense);
+            if (reaches(job, group, row))
                 chosen[count++] = (int32_t)row;
-            } else {
+            else
                 memset(beliefs + row * kSoftIds + place, 0, sizeof(float) * kGroup);
-            }
         }
         if (count == 0) continue;
-        group_product<Kind>(gathered, dense, count, *words.weight, group, c, room);
+        const auto* x = gather_rows(job, words, chosen, count, gathered, &lda);
+        group_product<Kind>(x, lda, count, *words.weight, group, c, room);
         for (int64_t i = 0; i < count; i++)
             finish_beliefs(job, how, chosen[i], c + i * kGroup, beliefs + chosen[i] * kSoftIds + place);
-    }
-}
-
-// The same of rows in blocks, which are left where they are: neighbouring blocks in which some row reaches the
-// floor are computed together.
-template <class Kind>
-inline void believe_blocks(const Soft& job, const Vocabulary<Kind>& words, int64_t group, int64_t place,
-                           float* beliefs, float* c, uint32_t* room) {
-    const int64_t rows = job.x.count;
-    const Scores how = words.scores(group);
-    const auto wanted = [&](int64_t first) {
-        bool some = false;
-        for (int64_t row = first; row < rows && row < first + kBlock; row++) some |= reaches(job, group, row);
-        return some;
-    };
-    for (int64_t row = 0, end = 0; row < rows; row = end) {
-        while (end < rows && end - row < kChunk && wanted(end)) end += kBlock;
-        const bool some = end > row;
-        if (!some) end += kBlock;
-        end = end < rows ? end : rows;
-        if (some) group_product<Kind>(words.x + row * words.lda, words.lda, end - row, *words.weight, group, c, room);
-        for (int64_t r = row; r < end; r++) {
-            float* to = beliefs + r * kSoftIds + place;
-            if (some && reaches(job, group, r))
-                finish_beliefs(job, how, r, c + (r - row) * kGroup, to);
-            else
-                memset(to, 0, sizeof(float) * kGroup);
-        }
     }
 }
 
@@ -313,7 +302,8 @@ template <class Room, class Believe>
 inline void mix_table(const Matrix& table, int64_t rows, float factor, const Rows& out, int threads,
                       const Believe& believe_group) {
     const int64_t width = table.k, ids = table.n;
-    const int64_t slice = 256, slices = (width + slice - 1) / slice;
+    // To find a row's probable ids takes as long as to add some columns of theirs: once a row, if there are enough.
+    const int64_t slice = rows >= 4 * threads ? width : 256, slices = (width + slice - 1) / slice;
     float* sums = (float*)scratch(1, sizeof(float) * rows * (width + kSoftIds));
     float* beliefs = sums + rows * width;
     memset(sums, 0, sizeof(float) * rows * width);
@@ -347,7 +337,7 @@ struct BeliefRoom {
     explicit BeliefRoom(int64_t width)
         : c((float*)scratch(2, sizeof(float) * kChunk * kGroup)),
           words((uint32_t*)scratch(3, sizeof(uint32_t) * kRoomWords)),
-          gathered((typename Kind::Activation*)scratch(4, 4 * kChunk * width)),
+          gathered((typename Kind::Activation*)scratch(4, 4 * kChunk * (width + kStep))),
           chosen((int32_t*)scratch(5, sizeof(int32_t) * kChunk)) {}
 };
 
@@ -357,10 +347,7 @@ inline void soft_of(const Soft& job, const typename Kind::Activation* x, int64_t
     mix_table<BeliefRoom<Kind>>(
         job.weight, job.x.count, job.factor, job.out, job.threads,
         [&](int64_t group, int64_t place, float* beliefs, const BeliefRoom<Kind>& room) {
-            if constexpr (kInBlocks<Kind>)
-                believe_blocks(job, words, group, place, beliefs, room.c, room.words);
-            else
-                believe<Kind>(job, words, group, place, beliefs, room.c, room.words, room.gathered, room.chosen);
+            believe<Kind>(job, words, group, place, beliefs, room.c, room.words, room.gathered, room.chosen);
         });
 }
 

@@ -101,7 +101,12 @@ SFUMATO_INLINE uint16_t narrow(float x) {
 typedef uint16_t vh __attribute__((vector_size(kLanes * 2)));
 
 SFUMATO_INLINE vf load_bf16(const uint16_t* from) {
+#if defined(__AVX512F__)
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from));
+    return (vf)_mm512_slli_epi32(wide, 16);  // compilers widen a vector of 16 in halves
+#else
     return (vf)(__builtin_convertvector(load<vh>(from), vu) << 16);
+#endif
 }
 
 SFUMATO_INLINE void store_bf16(uint16_t* to, vf x) {

@@ -193,7 +193,7 @@ inline void multiply_few(MatrixTiles& tiles, const uint32_t* x, int64_t block, i
 inline void multiply_many(MatrixTiles& tiles, const uint32_t* x, int64_t block, int64_t blocks, const GroupRows& rows,
                           float* sums, uint32_t* room) {
     constexpr int64_t run = 256;
-    RunLines<run> lines = {rows, room, rows.in_place() && blocks <= 4, 0, kPanelsInGroup};
+    RunLines<run> lines = {rows, room, rows.in_place(), 0, kPanelsInGroup};
     PanelAhead ahead[kPanelsInGroup];
     if (!lines.in_place) look_ahead(rows, (blocks + 1) / 2, ahead);
     lines.start(0);

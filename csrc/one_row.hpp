@@ -2,7 +2,8 @@
 // lay them out for tiles costs more than the products. For AVX2 and AVX-512.
 //
 // Sixteen words of each channel at a time are turned over, so that a vector holds a word of as many channels as
-// it has lanes, and its values are made in registers. The sums and their order are those of the tiles.
+// it has lanes, and its values are made in registers. The sums and their order are those of the tiles or, with
+// kApart, of registers of matrices (matrix_tiles.hpp).
 #pragma once
 
 #include "words.hpp"
@@ -17,7 +18,7 @@ constexpr int kTogether = kLanes == 16 ? kSums : 1;  // sums whose words are in 
 
 // A group's rows, and a slice of them turned over. The second-level cache has room for them and the next ones:
 // 180 KB each at k = 2816 in 8 bits, twice that in bf16, for which AVX2's machines have not.
-template <class Words>
+template <class Words, bool kApart = false>
 struct OneRow {
     typedef typename Words::Factor Factor;
     static constexpr int64_t slice = kSliceWords * Words::each;  // values of k
@@ -44,6 +45,12 @@ struct OneRow {
         const int64_t there = sizeof(Factor) * (count / per_factor);
         memcpy(x, from, there);
         memset((char*)x + there, 0, sizeof x - there);
+    }
+    SFUMATO_INLINE void take(const uint16_t* from, int64_t count) {
+        int64_t i = 0;
+        for (; i + kLanes <= count; i += kLanes) store(x + i, load_bf16(from + i));
+        for (; i < count; i++) x[i] = widen(from[i]);
+        memset(x + count, 0, sizeof(Factor) * (kRun - count));
     }
 
     // The scales of a run's groups, in bytes.
@@ -78,47 +85,77 @@ struct OneRow {
         for (int p = 0; p < kPanels; p++) turn_line(panels[p].rows, at, there, words + p * kPanel, kGroup);
     }
 
-    // sum += x . words, in the order of k, for the first `count` words, `from` being their activations. Meanwhile
-    // a slice's share of the next group is asked for, `next` bytes on, in the order of memory: so many rows at
-    // once are more than a processor foresees by itself, and more than it can ask for at a time. Beyond the end
-    // of the matrix that is no error.
-    SFUMATO_INLINE void add(vf (&sum)[kSums], const Factor* from, int64_t count, int64_t next) const {
-        for (int64_t word = 0; word < count; word++, from += Words::steps) {
-            for (const PanelRows& panel : panels)
-                __builtin_prefetch((const char*)((uintptr_t)panel.rows[0] + next + word * 64), 0, 2);
-            const uint32_t* scale = scales + Words::scales * (word * Words::each / 16 * kGroup);
-            for (int first = 0; first < kSums; first += kTogether) {
-                Words own[kTogether];
-                for (int v = 0; v < kTogether; v++)
-                    own[v] = Words(load<vu>(words + word * kGroup + (first + v) * kLanes),
-                                   scale + Words::scales * (first + v) * kLanes);
-                for (int i = 0; i < Words::steps; i++)
-                    for (int v = 0; v < kTogether; v++)
-                        sum[first + v] = own[v].add(sum[first + v], from[i], i);
-            }
+    // A slice's share of the next group, `next` bytes on, in the order of memory: so many rows at once are more than
+    // a processor foresees by itself, and more than it can ask for at a time. Beyond the end of the matrix that is
+    // no error.
+    SFUMATO_INLINE void fetch_next(int64_t next, int64_t word) const {
+        for (const PanelRows& panel : panels)
+            __builtin_prefetch((const char*)((uintptr_t)panel.rows[0] + next + word * 64), 0, 2);
+    }
+
+    // Calls `take` with each of `word`'s values: their vector, their step and their place in the sums.
+    template <class Take>
+    SFUMATO_INLINE void each_value(int64_t word, const Take& take) const {
+        const uint32_t* scale = scales + Words::scales * (word * Words::each / 16 * kGroup);
+        for (int first = 0; first < kSums; first += kTogether) {
+            Words own[kTogether];
+            for (int v = 0; v < kTogether; v++)
+                own[v] = Words(load<vu>(words + word * kGroup + (first + v) * kLanes),
+                               scale + Words::scales * (first + v) * kLanes);
+            for (int i = 0; i < Words::steps; i++)
+                for (int v = 0; v < kTogether; v++) take(own[v], i, first + v);
         }
     }
 
-    // c[64] += from . weight
-    SFUMATO_INLINE void multiply(const Factor* from, float* c) {
+    // sum += x . words, in the order of k, for the first `count` words, `from` being their activations.
+    SFUMATO_INLINE void add(vf (&sum)[kSums], const Factor* from, int64_t count, int64_t next) const {
+        for (int64_t word = 0; word < count; word++, from += Words::steps) {
+            fetch_next(next, word);
+            each_value(word, [&](const Words& own, int i, int v) { sum[v] = own.add(sum[v], from[i], i); });
+        }
+    }
+
+    // The same in steps of 32 values, even and odd ones apart.
+    SFUMATO_INLINE void add_apart(vf (&sum)[kSums], const Factor* from, int64_t count, int64_t next) const {
+        constexpr int64_t step = 32 / Words::each;
+        for (int64_t word = 0; word < count;) {
+            vf part[2][kSums] = {};
+            for (const int64_t end = word + step < count ? word + step : count; word < end; word++, from += Words::steps) {
+                fetch_next(next, word);
+                each_value(word, [&](const Words& own, int i, int v) {
+                    part[i % 2][v] = own.add(part[i % 2][v], from[i], i);
+                });
+            }
+            for (int v = 0; v < kSums; v++) sum[v] += part[0][v] + part[1][v];
+        }
+    }
+
+    // c[64] += from . weight, by runs or, with kApart, in one chain. `from` is bf16 then.
+    template <class Activation>
+    SFUMATO_INLINE void multiply(const Activation* from, float* c) {
         const int64_t stride = Words::scales ? bytes(weight.k) : weight.stride * PanelRows::size_of(weight.format);
         int64_t next = (weight.values ? kGroup / 2 : kGroup) * stride;
         for (int64_t begin = 0; begin < weight.k; begin += kRun) {
             const int64_t run = weight.k - begin < kRun ? weight.k - begin : kRun;
-            take(from + begin / per_factor, run);
+            take(from + begin / (kApart ? 1 : per_factor), run);
             if constexpr (Words::scales > 0) turn_scales(begin, run);
             vf sum[kSums] = {};
+            for (int v = 0; v < kSums && kApart; v++) sum[v] = load<vf>(c + v * kLanes);
             for (int64_t at = 0; at < run; at += slice, next += kSliceWords * 64) {
                 const int64_t some = run - at < slice ? run - at : slice;
                 if constexpr (Words::scales > 0) fetch_scales(begin + at);
                 if constexpr (kLanes == 16 && Words::scales == 0) fetch_rows(bytes(begin + at + slice));
                 turn_over(bytes(begin + at), bytes(some));
                 if constexpr (Words::scales > 0) widen_scales(at);
-                add(sum, x + at / per_factor, (some + Words::each - 1) / Words::each, next);
+                const int64_t count = (some + Words::each - 1) / Words::each;
+                if constexpr (kApart)
+                    add_apart(sum, x + at / per_factor, count, next);
+                else
+                    add(sum, x + at / per_factor, count, next);
             }
             for (int v = 0; v < kSums; v++) {
                 float* to = c + v * kLanes;
-                store(to, load<vf>(to) + sum[v]);
+                store(to, kApart ? sum[v] : load<vf>(to) + sum[v]);
             }
         }
     }
@@ -142,6 +179,30 @@ inline void one_row(const Activation* x, const Matrix& w, int64_t group, float* 
         OneRow<typename Words::Halves>(w, group * kPanels).multiply(x, c);
 #endif
 }
+
+#if defined(__AVX512F__)
+// Subnormal numbers count as zero for as long as this lives, as they do in registers of matrices.
+class NoSubnormals {
+   public:
+    SFUMATO_INLINE NoSubnormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }
+    SFUMATO_INLINE ~NoSubnormals() { _mm_setcsr(before_); }
+    NoSubnormals(const NoSubnormals&) = delete;
+
+   private:
+    unsigned before_;
+};
+
+// c[64] = x . w for the channels of a whole group in NVFP4 or 8 bits, x in bf16: to the bits of registers of
+// matrices, which for one row take longer.
+inline void one_row_apart(const uint16_t* x, const Matrix& w, int64_t group, float* c) {
+    const NoSubnormals none;
+    memset(c, 0, sizeof(float) * kGroup);
+    if (w.format == Format::nvfp4_rows)
+        OneRow<SingleCodes, true>(w, group * kPanels).multiply(x, c);
+    else
+        OneRow<SingleBytes, true>(w, group * kPanels).multiply(x, c);
+}
+#endif
 
 #else
 

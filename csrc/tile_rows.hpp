@@ -4,6 +4,7 @@
 // all groups of channels. An element's sum is one chain over all of k, whatever is kept in registers or in memory.
 #pragma once
 
+#include "one_row.hpp"
 #include "weight_tiles.hpp"
 
 namespace sfumato::SFUMATO_ISA {
@@ -113,16 +114,16 @@ SFUMATO_INLINE void add_panels(MatrixTiles& tiles, const WeightTiles* w, int64_t
     }
 }
 
-// The same over a run, while the next one's lines are made: in `steps` steps of this kind all of them.
+// The same over a run of `count` steps, in each of which some of the next one's lines are made.
 template <int P, int B, class Lines>
 SFUMATO_INLINE void add_run(MatrixTiles& tiles, const WeightTiles* w, const uint32_t* x, int64_t block, int64_t side,
-                            int64_t count, Lines& lines, int64_t steps, PanelAhead* ahead) {
+                            int64_t count, Lines& lines, int64_t each, PanelAhead* ahead) {
     for (int64_t s = 0; s < count; s++) {
         tiles.load<6>(x + s * 16 * side, 4 * side);
         if constexpr (B == 2) tiles.load<7>(x + block + s * 16 * side, 4 * side);
         add_panels<P, B>(tiles, w, s);
         for (int p = 0; p < P; p++) ahead[p].step();
-        lines.step(steps);
+        lines.make(each);
     }
 }
 
@@ -181,7 +182,7 @@ inline void multiply_few(MatrixTiles& tiles, const uint32_t* x, int64_t block, i
         const int64_t steps = (lines.count() + kStep - 1) / kStep;
         lines.finish(at);
         lines.start(begin + run);
-        add_run<panels, B>(tiles, at, x + begin / 2 * side, block, side, steps, lines, steps, ahead + first);
+        add_run<panels, B>(tiles, at, x + begin / 2 * side, block, side, steps, lines, lines.in_each_of(steps), ahead + first);
     }
     if constexpr (B == 2) return store_sums<2>(tiles, sums + first * kTileWords);
     const int64_t line = 4 * side, next = kBlock * side;
@@ -200,7 +201,7 @@ inline void multiply_many(MatrixTiles& tiles, const uint32_t* x, int64_t block, 
     for (int64_t begin = 0; begin < rows.w.k; begin += run) {
         WeightTiles at[kPanelsInGroup];
         const int64_t count = (lines.count() + kStep - 1) / kStep;
-        const int64_t steps = count * ((blocks + 1) / 2) * ((rows.own + 1) / 2);
+        const int64_t each = lines.in_each_of(count * ((blocks + 1) / 2) * ((rows.own + 1) / 2));
         lines.finish(at);
         lines.start(begin + run);
         for (int64_t b = 0; b < blocks; b += 2)
@@ -209,7 +210,7 @@ inline void multiply_many(MatrixTiles& tiles, const uint32_t* x, int64_t block, 
                 const uint32_t* from = x + begin / 2 * kBlock + b * block;
                 const auto add = [&]<int B>() {
                     load_sums<B>(tiles, to, begin == 0);
-                    add_run<2, B>(tiles, at + p, from, block, kBlock, count, lines, steps, ahead + p);
+                    add_run<2, B>(tiles, at + p, from, block, kBlock, count, lines, each, ahead + p);
                     store_sums<B>(tiles, to);
                 };
                 if (b + 1 < blocks)
@@ -224,6 +225,11 @@ inline void multiply_many(MatrixTiles& tiles, const uint32_t* x, int64_t block, 
 inline void tile_product(const uint32_t* x, int64_t lda, int64_t rows, const Matrix& w, int64_t group, float* c,
                          uint32_t* room) {
     const int64_t side = lda ? kBlock : 1, blocks = (rows + kBlock - 1) / kBlock;
+#if defined(__AVX512F__)
+    const bool narrow = w.format == Format::i8_rows || w.format == Format::nvfp4_rows;
+    if (side == 1 && narrow && (group + 1) * kGroup <= w.n)
+        return one_row_apart((const uint16_t*)x, w, group, c);
+#endif
     float* sums = side == 1 ? c : (float*)(room + kRun / 2 * kGroup);
     const GroupRows own(w, group);
     MatrixTiles tiles(side);

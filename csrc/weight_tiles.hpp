@@ -114,17 +114,22 @@ struct GroupRows {
     // Whether registers can be loaded from where the matrix is.
     bool in_place() const { return whole && w.format == Format::bf16_rows && w.k % kStep == 0; }
 
-    // `count` values from `begin` on of channel `j` of panel `p`. What is behind them in the last tile is left.
-    SFUMATO_INLINE void take_line(int64_t p, int64_t j, int64_t begin, int64_t count, uint32_t* line) const {
-        const PanelRows& from = places[p];
+    // `count` values from `begin` on of channels [j, end) of panel `p`; what is behind them in the last tile is left.
+    // Not inlined, for compilers keep its loops in fewer registers then than they need.
+    __attribute__((noinline)) void take_lines(int64_t p, int64_t j, int64_t end, int64_t begin, int64_t count,
+                                              uint32_t* room) const {
+        const uint8_t *const *from = places[p].rows, *const *scales = places[p].scales;
         if (w.format == Format::nvfp4_rows)
-            decode_line(from.rows[j] + begin / 2, from.scales[j] + begin / 16, count, line);
+            for (; j < end; j++)
+                decode_line(from[j] + begin / 2, scales[j] + begin / 16, count, room + j * kBlock);
         else if (w.format == Format::i8_rows)
-            widen_line(from.rows[j] + begin, count, line);
+            for (; j < end; j++) widen_line(from[j] + begin, count, room + j * kBlock);
         else if (w.format == Format::bf16_rows)
-            copy_line(from.rows[j] + 2 * begin, count, line);
+            for (; j < end; j++) copy_line(from[j] + 2 * begin, count, room + j * kBlock);
         else
-            unturn_line((const uint32_t*)w.data + ((first + p) * (w.k / 2) + begin / 2) * kPanel, j, count, line);
+            for (const uint32_t* words = (const uint32_t*)w.data + ((first + p) * (w.k / 2) + begin / 2) * kPanel;
+                 j < end; j++)
+                unturn_line(words, j, count, room + j * kBlock);
     }
 };
 
@@ -138,7 +143,7 @@ struct RunLines {
     uint32_t* room;
     bool in_place;
     int64_t first, panels;  // of the group
-    int64_t begin = 0, made = 0, due = 0;  // of the run that is being made: its first k, and lines
+    int64_t begin = 0, made = 0;  // of the run that is being made: its first k, and lines
 
     SFUMATO_INLINE int64_t count() const { return rows.w.k - begin < R ? rows.w.k - begin : R; }
 
@@ -148,28 +153,23 @@ struct RunLines {
 
     SFUMATO_INLINE void start(int64_t at) {
         begin = at;
-        due = 0;
         made = in_place || begin >= rows.w.k ? panels * kPanel : 0;
         if (made || count() % kStep == 0) return;
         for (int64_t p = 0; p < panels; p++) memset(panel(p) + count() / kStep * kTileWords, 0, 4 * kTileWords);
     }
 
     SFUMATO_INLINE void make(int64_t lines) {
-        const int64_t left = panels * kPanel - made, end = made + (lines < left ? lines : left);
-        for (; made < end; made++) {
-            const int64_t p = first + made / kPanel < rows.own ? first + made / kPanel : rows.own - 1;
-            rows.take_line(p, made % kPanel, begin, count(), panel(made / kPanel) + made % kPanel * kBlock);
+        const int64_t all = panels * kPanel;
+        while (lines > 0 && made < all) {
+            const int64_t p = first + made / kPanel, j = made % kPanel, end = j + lines < kPanel ? j + lines : kPanel;
+            rows.take_lines(p < rows.own ? p : rows.own - 1, j, end, begin, count(), panel(made / kPanel));
+            lines -= end - j;
+            made += end - j;
         }
     }
 
-    // One of `steps` steps in which all of it is made.
-    SFUMATO_INLINE void step(int64_t steps) {
-        if (made == panels * kPanel) return;
-        due += panels * kPanel;
-        if (due < steps) return;
-        make(due / steps);
-        due %= steps;
-    }
+    // How many lines to make in each of so many steps, for all to be there in the end.
+    SFUMATO_INLINE int64_t in_each_of(int64_t steps) const { return (panels * kPanel + steps - 1) / steps; }
 
     // What has been made, for registers.
     SFUMATO_INLINE void finish(WeightTiles* to) {

@@ -129,7 +129,8 @@ inline void value_pairs(const Attention& job, const char* from, int64_t lead, in
         for (int64_t d = 0; d < job.dim; d += kLanes) store(to + d, (values(t, d) >> 16) | values(t + 1, d));
 }
 
-// Shares [rows][64] as the sums of two numbers in bf16, [part][rows][64]: within 2^-17 of each.
+// Shares [rows][64] as the sums of two numbers in bf16, [part][rows][64]: within 2^-17 of each. An infinite value
+// becomes NaN where a second part is zero.
 SFUMATO_INLINE void split_shares(const float* shares, int64_t rows, uint16_t* to) {
     for (int64_t i = 0; i < rows * kGroup; i += kLanes) {
         const vf share = load<vf>(shares + i);

@@ -193,6 +193,7 @@ struct Route {
 struct Kernels {
     const char* name;
     bool multiplies_bytes;  // whether rows in 8 bits may take activations in 8 bits
+    bool bytes_pay;         // whether activations in 8 bits are faster than in bf16
     bool (*usable)();       // whether this processor has what the code needs
     void (*linear)(const Linear&);
     void (*experts)(const Experts&);

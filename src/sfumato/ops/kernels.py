@@ -65,6 +65,11 @@ class Kernels:
         return bool(self.native.multiplies_bytes(self.name))
 
     @property
+    def bytes_pay(self) -> bool:
+        """Whether activations in 8 bits are faster with them than those in bf16."""
+        return bool(self.native.bytes_pay(self.name))
+
+    @property
     def native(self) -> ModuleType:
         """The compiled module."""
         module, reason = _extension()

@@ -43,7 +43,7 @@ def _in_steps(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _layouts(n: int, k: int, seed: int) -> list[tuple[Weight, Tensor]]:
-    """Weights with what they hold in bf16; their scales are one, so that nothing is rounded twice."""
+    """Weights with what they hold in bf16: of scale one, so that nothing is rounded twice."""
     plain, stored = _matrix(n, k, seed), quantise(_matrix(n, k // 16 * 16, seed).float())
     stored = replace(stored, tensor_scale=torch.tensor(1.0))
     narrow = quantise_rows(plain)
@@ -60,7 +60,7 @@ def _layouts(n: int, k: int, seed: int) -> list[tuple[Weight, Tensor]]:
 @given(st.integers(1, 70), st.integers(1, 140), st.integers(8, 330), st.integers(0, 99))
 @many
 def test_sums_have_the_order_that_is_stated(m: int, n: int, half_k: int, seed: int) -> None:
-    """For one row, a block of 16, two, and more; with and without rests of 16 channels, 32 values."""
+    """For one row, a block of 16, two, and more; with rests of 16 channels and of 32 values."""
     x = _matrix(m, 2 * half_k, seed + 1)
     for weight, values in _layouts(n, 2 * half_k, seed):
         own = x[:, : weight.k].contiguous()
@@ -75,14 +75,9 @@ def test_amx_and_its_twin_agree() -> None:
     twin, own = (Kernels(name) for name in TILES)
     x, weight = _matrix(300, 2816, 1), nvfp4([quantise(_matrix(176, 2816, 2).float())])
     assert torch.equal(linear(x, weight, own), linear(x, weight, twin))
-    gate, values, down = _matrix(96, 64, 3), _matrix(96, 64, 4), _matrix(64, 96, 5)
-    up, back = (
-        rows(gate.view(3, 32, 64), values.view(3, 32, 64)),
-        rows(down.view(3, 32, 64)[..., :32]),
-    )
-    chosen = torch.arange(40).remainder(3).view(20, 2)
-    shares = torch.full((20, 2), 0.5)
-    found = [
-        experts(x[:20, :64].contiguous(), chosen, shares, up, back, one) for one in (own, twin)
-    ]
-    torch.testing.assert_close(found[0], found[1], rtol=0.02, atol=0.02)
+    gate, values, down = (_matrix(96, 64, seed).view(3, 32, 64) for seed in (3, 4, 5))
+    up, back = rows(gate, values), rows(down.mT.contiguous())
+    chosen, shares = torch.arange(40).remainder(3).view(20, 2), torch.full((20, 2), 0.5)
+    own_rows = x[:20, :64].contiguous()
+    found, other = (experts(own_rows, chosen, shares, up, back, one) for one in (own, twin))
+    torch.testing.assert_close(found, other, rtol=0.02, atol=0.02)

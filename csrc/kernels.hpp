@@ -193,7 +193,8 @@ struct Route {
 struct Kernels {
     const char* name;
     bool multiplies_bytes;  // whether rows in 8 bits may take activations in 8 bits
-    bool bytes_pay;         // whether activations in 8 bits are faster than in bf16
+    // Whether registers of matrices multiply bf16: then neither activations in 8 bits nor packed weights are faster.
+    bool matrix_registers;
     bool (*usable)();       // whether this processor has what the code needs
     void (*linear)(const Linear&);
     void (*experts)(const Experts&);

@@ -80,12 +80,14 @@ Layer::Layer(std::vector<Array> gains, std::vector<float> eps, nb::list weights,
     need(slots > 0 && slots <= width_of(kRoute), "there are fewer experts than slots");
     expert_scales_ = vector_of<float>(scales_, "expert_scales", width_of(kRoute));
     int64_t bytes = 0;
-    in_cache_ = true;  // as they are: nothing is turned over or decoded by each
+    packed_ = plain_ = true;
     for (const Weight* one : weights_) {
         if (!one) continue;
         bytes += 2 * one->experts * one->first.n * one->first.k;
-        in_cache_ &= one->first.format == Format::bf16_panels && bytes <= kPartBytes;
+        packed_ &= one->first.format == Format::bf16_panels;
+        plain_ &= one->first.format == Format::bf16_rows && one->first.k % 32 == 0;
     }
+    small_ = bytes <= kPartBytes;
 }
 
 int64_t Layer::room(int64_t rows, int64_t size) const {
@@ -134,9 +136,11 @@ void Layer::heads(const Kernels& kernels, const Rows& x, const Part& part, const
 // rows through a half of a layer without waiting for the others after every kernel: quicker, and where
 // others want the processors too, a thread that has none holds up the rest once and not twenty times.
 template <class Work>
-void Layer::by_parts(int64_t rows, int threads, const Work& work) const {
+void Layer::by_parts(const Kernels& kernels, int64_t rows, int threads, const Work& work) const {
     const int parts = (int)std::min<int64_t>(threads, std::max<int64_t>(1, rows / kPartRows));
-    const bool shared = !in_cache_ || rows > kMostPartRows * parts;
+    // As they are: nothing may be turned over or decoded by each thread again.
+    const bool in_cache = small_ && (packed_ || (kernels.matrix_registers && plain_));
+    const bool shared = !in_cache || rows > kMostPartRows * parts;
     if (shared || parts == 1) return work(Part{0, rows, shared ? threads : 1});
     std::exception_ptr problem;  // none may leave the region by itself: memory may run out
 #pragma omp parallel for num_threads(parts) schedule(static)
@@ -187,7 +191,7 @@ void Layer::project(const std::string& set, const Array& x, const Array& cosines
     const Rows q = rows_at(room.take(rows * wide * size), in.bf16, rows, wide);
     const Rows k = raw ? raw_keys : rows_at(room.take(rows * narrow * size), in.bf16, rows, narrow);
     const Rows v = raw ? k : rows_at(room.take(rows * narrow * size), in.bf16, rows, narrow);
-    by_parts(rows, threads, [&](const Part& part) {
+    by_parts(kernels, rows, threads, [&](const Part& part) {
         const Rows x = part_of(normed, part);
         norm(kernels, kInput, part_of(in, part), {}, 1.0f, x, part.threads);
         linear(kernels, kQ, x, part_of(q, part), false, part.threads);
@@ -213,7 +217,7 @@ void Layer::finish(const std::string& set, const Array& x, const Array& mixed, f
     nb::gil_scoped_release free;
     if (rows == 0) return;
     const Between between = take_between(room, rows, in.bf16);
-    by_parts(rows, threads, [&](const Part& part) {
+    by_parts(kernels, rows, threads, [&](const Part& part) {
         const Rows middle = part_of(between.middle, part);
         linear(kernels, kO, part_of(heads, part), middle, false, part.threads);
         norm(kernels, kAttended, middle, part_of(in, part), 1.0f, middle, part.threads);

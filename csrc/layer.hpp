@@ -67,7 +67,7 @@ class Layer {
     void feed_forward(const Kernels& kernels, const Between& all, const Part& part, float scale,
                       const Rows& out) const;
     template <class Work>
-    void by_parts(int64_t rows, int threads, const Work& work) const;
+    void by_parts(const Kernels& kernels, int64_t rows, int threads, const Work& work) const;
     void experts(const Kernels& kernels, const Rows& x, const int64_t* chosen, const float* shares,
                  const Rows& out, int threads) const;
     int64_t width_of(int weight) const { return weights_[weight]->first.n; }
@@ -79,7 +79,7 @@ class Layer {
     const float* expert_scales_;
     Array scales_;
     int64_t hidden_, head_dim_, slots_;
-    bool in_cache_;  // whether every thread may read all of the weights
+    bool small_, packed_, plain_;  // weights for every thread's cache; all in panels; all in bf16 as they are
 };
 
 }  // namespace sfumato

@@ -26,7 +26,7 @@ std::vector<std::tuple<std::string, bool>> instruction_sets() {
 }
 
 bool multiplies_bytes(const std::string& set) { return set_of(set).multiplies_bytes; }
-bool bytes_pay(const std::string& set) { return set_of(set).bytes_pay; }
+bool matrix_registers(const std::string& set) { return set_of(set).matrix_registers; }
 
 void run_linear(const std::string& set, const Array& x, const Weight& weight, const Array& out,
                 bool gated, int threads) {
@@ -361,7 +361,7 @@ NB_MODULE(_kernels, module) {
              nb::arg("out"), nb::arg("room"), nb::arg("threads"));
     module.def("instruction_sets", instruction_sets);
     module.def("multiplies_bytes", multiplies_bytes, nb::arg("set"));
-    module.def("bytes_pay", bytes_pay, nb::arg("set"));
+    module.def("matrix_registers", matrix_registers, nb::arg("set"));
     module.def("linear", run_linear, nb::arg("set"), nb::arg("x"), nb::arg("weight"), nb::arg("out"),
                nb::arg("gated"), nb::arg("threads"));
     module.def("experts", run_experts, nb::arg("set"), nb::arg("x"), nb::arg("chosen"), nb::arg("shares"),

@@ -141,7 +141,7 @@ def _narrow(kernels: Kernels) -> tuple[str, str]:
     both = kernels.multiplies_bytes
     kinds = "NVFP4 and 8 bits" if both else "NVFP4: weights in 8 bits need AVX-512 VNNI"
     asked = "asked for" if kernels.narrow else "on request: --activations int8"
-    slower = "" if kernels.bytes_pay else "; slower here than bf16, which is exact"
+    slower = "; slower here than bf16, which is exact" if kernels.matrix_registers else ""
     return f"kernels, {kernels.name}", f"{asked}; for weights in {kinds}{slower}"
 
 

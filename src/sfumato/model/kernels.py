@@ -37,8 +37,8 @@ def use_kernels(network: DiffusionGemma, kernels: Kernels | None) -> dict[str, s
 
     Returns the modules that stay with torch and why, by name. The vision tower always does. What is
     stored in NVFP4 (`network.quantised`) becomes the kernels' (`network.packed`), or is decoded
-    where none serves it; so does an embedding in 8 bits. A small model's weights are packed: what
-    is changed in place later is not seen, but by another call of this. Raises InputError if kernels
+    where none serves it; so does an embedding in 8 bits. A small model's weights are packed where that is
+    faster: what is changed in place later is not seen then, but by another call of this. Raises InputError if kernels
     are to be given up that alone can read weights; what is returned stays in `network.refused`.
     """
     refused: dict[str, str] = {}
@@ -49,7 +49,8 @@ def use_kernels(network: DiffusionGemma, kernels: Kernels | None) -> dict[str, s
     if unserved is not None:
         kernels, refused["embed_tokens"] = None, unserved
     values = sum(one.numel() for one in network.model.decoder.parameters())
-    copies = 2 * values <= PACKED_BYTES
+    in_place = kernels is not None and kernels.matrix_registers and network.dtype == torch.bfloat16
+    copies = 2 * values <= PACKED_BYTES and not in_place
     for name, module in _parts(network):
         module.kernel = None
         try:

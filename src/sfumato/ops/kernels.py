@@ -65,9 +65,9 @@ class Kernels:
         return bool(self.native.multiplies_bytes(self.name))
 
     @property
-    def bytes_pay(self) -> bool:
-        """Whether activations in 8 bits are faster with them than those in bf16."""
-        return bool(self.native.bytes_pay(self.name))
+    def matrix_registers(self) -> bool:
+        """Whether such registers multiply bf16: neither 8 bits nor packed weights are faster."""
+        return bool(self.native.matrix_registers(self.name))
 
     @property
     def native(self) -> ModuleType:

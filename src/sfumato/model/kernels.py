@@ -37,9 +37,10 @@ def use_kernels(network: DiffusionGemma, kernels: Kernels | None) -> dict[str, s
 
     Returns the modules that stay with torch and why, by name. The vision tower always does. What is
     stored in NVFP4 (`network.quantised`) becomes the kernels' (`network.packed`), or is decoded
-    where none serves it; so does an embedding in 8 bits. A small model's weights are packed where that is
-    faster: what is changed in place later is not seen then, but by another call of this. Raises InputError if kernels
-    are to be given up that alone can read weights; what is returned stays in `network.refused`.
+    where none serves it; so does an embedding in 8 bits. A small model's weights are packed where
+    that is faster: what is changed in place later is not seen then, but by another call of this.
+    Raises InputError if kernels are to be given up that alone can read weights; what is returned
+    stays in `network.refused`.
     """
     refused: dict[str, str] = {}
     unserved = None if kernels is None else _vocabulary_unserved(network)

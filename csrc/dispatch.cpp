@@ -10,8 +10,10 @@ namespace sfumato {
     namespace name {               \
     extern const Kernels kernels;  \
     }
-#if defined(SFUMATO_X86)
+#if defined(SFUMATO_AMX)
 SFUMATO_SET(amx_bf16)
+#endif
+#if defined(SFUMATO_X86)
 SFUMATO_SET(avx512_bf16)
 SFUMATO_SET(avx512_vnni)
 SFUMATO_SET(avx512)
@@ -34,7 +36,9 @@ bool bf16_is_slow() { return __builtin_cpu_is("intel"); }
 const Kernels* const* all_kernels(int* count) {
 #if defined(SFUMATO_X86)
     static const Kernels* const sets[] = {
+#if defined(SFUMATO_AMX)
         &amx_bf16::kernels,
+#endif
         bf16_is_slow() ? &avx512_vnni::kernels : &avx512_bf16::kernels,
         bf16_is_slow() ? &avx512_bf16::kernels : &avx512_vnni::kernels,
         &avx512::kernels,

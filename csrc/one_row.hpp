@@ -120,7 +120,8 @@ struct OneRow {
         constexpr int64_t step = 32 / Words::each;
         for (int64_t word = 0; word < count;) {
             vf part[2][kSums] = {};
-            for (const int64_t end = word + step < count ? word + step : count; word < end; word++, from += Words::steps) {
+            const int64_t end = word + step < count ? word + step : count;
+            for (; word < end; word++, from += Words::steps) {
                 fetch_next(next, word);
                 each_value(word, [&](const Words& own, int i, int v) {
                     part[i % 2][v] = own.add(part[i % 2][v], from[i], i);

@@ -114,7 +114,8 @@ SFUMATO_INLINE void add_panels(MatrixTiles& tiles, const WeightTiles* w, int64_t
     }
 }
 
-// The same over a run of `count` steps, in each of which some of the next one's lines are made.
+// The same over a run of `count` steps, with `side` rows side by side (16, or one) and blocks `block` words apart. In
+// each step `each` lines of the next run are made.
 template <int P, int B, class Lines>
 SFUMATO_INLINE void add_run(MatrixTiles& tiles, const WeightTiles* w, const uint32_t* x, int64_t block, int64_t side,
                             int64_t count, Lines& lines, int64_t each, PanelAhead* ahead) {
@@ -182,7 +183,8 @@ inline void multiply_few(MatrixTiles& tiles, const uint32_t* x, int64_t block, i
         const int64_t steps = (lines.count() + kStep - 1) / kStep;
         lines.finish(at);
         lines.start(begin + run);
-        add_run<panels, B>(tiles, at, x + begin / 2 * side, block, side, steps, lines, lines.in_each_of(steps), ahead + first);
+        const int64_t each = lines.in_each_of(steps);
+        add_run<panels, B>(tiles, at, x + begin / 2 * side, block, side, steps, lines, each, ahead + first);
     }
     if constexpr (B == 2) return store_sums<2>(tiles, sums + first * kTileWords);
     const int64_t line = 4 * side, next = kBlock * side;

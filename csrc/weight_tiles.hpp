@@ -17,20 +17,22 @@ struct WeightTiles {
     int64_t stride, step;  // in bytes: between channels, and from 32 values of k to the next
 };
 
-// Every code of NVFP4 times every scale, exactly.
+// Every code of NVFP4 times every scale, exactly. The checkpoint reader lets no scale through that is no number or has
+// a sign; here each byte has its row, so that none leads elsewhere.
 struct CodeTable {
-    alignas(32) uint16_t products[128][16] = {};  // the last scale would be NaN: the reader lets none through
+    alignas(32) uint16_t products[256][16] = {};
 
     constexpr CodeTable() {
         constexpr float codes[8] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6};
-        for (int byte = 0; byte < 127; byte++) {
-            float scale = byte < 8 ? byte % 8 / 8.0f * 2 : 1 + byte % 8 / 8.0f;
-            for (int exponent = byte / 8; exponent < 7; exponent++) scale /= 2;
-            for (int exponent = byte / 8; exponent > 7; exponent--) scale *= 2;
-            for (int code = 0; code < 8; code++) {
-                const uint32_t bits = __builtin_bit_cast(uint32_t, codes[code] * scale);
-                products[byte][code] = (uint16_t)(bits >> 16);
-                products[byte][code + 8] = (uint16_t)(bits >> 16 | 0x8000);
+        for (int byte = 0; byte < 256; byte++) {
+            const int size = byte % 128;
+            float scale = size < 8 ? size / 8.0f * 2 : 1 + size % 8 / 8.0f;
+            for (int exponent = size / 8; exponent < 7; exponent++) scale /= 2;
+            for (int exponent = size / 8; exponent > 7; exponent--) scale *= 2;
+            for (int code = 0; code < 16; code++) {
+                const uint32_t bits = __builtin_bit_cast(uint32_t, codes[code % 8] * scale) >> 16;
+                const bool negative = (code < 8) != (byte < 128);
+                products[byte][code] = (uint16_t)(size == 127 ? 0x7fc0 : negative ? bits | 0x8000 : bits);
             }
         }
     }

@@ -75,7 +75,8 @@ void* scratch(int slot, int64_t bytes) {
         const int64_t rounded = (bytes + 4095) / 4096 * 4096;
         memory.at[slot] = std::aligned_alloc(64, (size_t)rounded);
         memory.size[slot] = memory.at[slot] ? rounded : 0;
-        // Slots 0 and 1 hold what grows with the rows; who asks for them catches what is thrown.
+        // Slots 0 and 1 hold what grows with the rows. They are asked for outside of parallel regions, or where what
+        // is thrown is caught (by_parts in layer.cpp), and Python gets a MemoryError.
         if (!memory.at[slot] && slot < 2) throw std::bad_alloc();
         if (!memory.at[slot]) std::abort();  // a few MB that a worker, which cannot throw, must have
     }

@@ -363,7 +363,7 @@ def test_the_moments_must_fit_too(
     assert noting.times == 0
 
 
-@pytest.mark.parametrize("damage", ["short", "rows", "gone"])
+@pytest.mark.parametrize("damage", ["short", "rows", "words", "below zero", "no JSON", "gone"])
 def test_damaged_moments_are_an_error(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
@@ -377,9 +377,11 @@ def test_damaged_moments_are_an_error(
         path.write_bytes(b"four")
     elif damage == "gone":
         path.unlink()
+    elif damage == "no JSON":
+        (folder / "rows.json").write_text("{")
     else:
         rows = json.loads((folder / "rows.json").read_text())
-        rows[QUERY] = "many"
+        rows[QUERY] = {"rows": "many", "words": ["many"], "below zero": [-1]}[damage]
         (folder / "rows.json").write_text(json.dumps(rows))
     with pytest.raises(CheckpointError, match="does not hold what calibration noted"):
         quantise_checkpoint(source, tmp_path / "q", calibration=Noting().calibration)

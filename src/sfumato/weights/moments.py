@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeGuard
 
 import torch
 from torch import Tensor
 
 from sfumato.config.json_file import read_json
 from sfumato.config.model import ModelConfig
-from sfumato.errors import CheckpointError
+from sfumato.errors import CheckpointError, ConfigError
 from sfumato.quant.compensated import Feedback, feedback_of
 from sfumato.weights.disk import settle_folder, write_json
 
@@ -42,6 +42,10 @@ def _other_of_experts(name: str) -> str:
     """`experts` for `experts.gate_up_proj`, and the other way round."""
     suffix = ".gate_up_proj"
     return name.removesuffix(suffix) if name.endswith(suffix) else name + suffix
+
+
+def _are_counts(rows: object) -> TypeGuard[list[int]]:
+    return isinstance(rows, list) and all(type(one) is int and one >= 0 for one in rows)
 
 
 class Moments:
@@ -79,16 +83,19 @@ class Moments:
 
     def resume(self) -> None:
         """Take what an earlier run noted. Raises CheckpointError if it is not of this network."""
-        found = read_json(self.folder / _DONE)
+        try:
+            found = read_json(self.folder / _DONE)
+        except ConfigError:
+            found = {}
         for name, (count, size) in self._shapes.items():
             path, rows = self._path(name), found.get(name)
             whole = path.is_file() and path.stat().st_size == 4 * count * size * size
-            if not whole or not isinstance(rows, list) or len(rows) != count:
+            if not whole or not _are_counts(rows) or len(rows) != count:
                 raise CheckpointError(
                     f"{self.folder} does not hold what calibration noted",
                     hint="remove the folder around it to begin anew",
                 )
-            self._rows[name] = [int(one) for one in rows]
+            self._rows[name] = rows
 
     def finish(self) -> None:
         """See everything onto the disk, then say that it is whole."""
@@ -122,14 +129,16 @@ class Moments:
     def feedback(self, module: str) -> Feedback | None:
         """How the errors of a matrix are passed on; None if it met no inputs.
 
-        The last two are kept for matrices with the same inputs: in the order of their names o lies
-        between k and q. Raises QuantisationError for infinite ones.
+        The last two that were asked for are kept for matrices with the same inputs: in the order of
+        their names o lies between k and q. Raises QuantisationError for infinite ones.
         """
         key = self.key(module)
-        if key not in self._feedback:
-            while len(self._feedback) >= _KEPT:
-                del self._feedback[next(iter(self._feedback))]
-            self._feedback[key] = feedback_of(*self.moments(module))
+        if key in self._feedback:
+            self._feedback[key] = self._feedback.pop(key)  # the last one now
+            return self._feedback[key]
+        while len(self._feedback) >= _KEPT:
+            del self._feedback[next(iter(self._feedback))]
+        self._feedback[key] = feedback_of(*self.moments(module))
         return self._feedback[key]
 
     def _sum(self, name: str) -> Tensor:

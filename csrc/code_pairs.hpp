@@ -10,6 +10,17 @@
 
 namespace sfumato::SFUMATO_ISA {
 
+// E2M1 by the three bits that are not its sign.
+inline constexpr float kCodes[8] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6};
+
+// E4M3 by its bits, below 127, which is NaN: without a sign.
+constexpr float scale_of(int bits) {
+    float scale = bits < 8 ? bits / 8.0f * 2 : 1 + bits % 8 / 8.0f;
+    for (int exponent = bits / 8; exponent < 7; exponent++) scale /= 2;
+    for (int exponent = bits / 8; exponent > 7; exponent--) scale *= 2;
+    return scale;
+}
+
 // Made by the compiler, and checked by it on every machine.
 struct PairTables {
     // Of the code i % 8 and 256 (1 + i / 8 / 8): in bf16.
@@ -38,16 +49,12 @@ inline constexpr PairTables kPairTables;
 
 // Whether every code times every scale comes out of the tables as it does from arithmetic.
 constexpr bool right(const PairTables& tables) {
-    constexpr float codes[8] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6};
-    for (int byte = 0; byte < 127; byte++) {  // 127 is NaN
-        float scale = byte < 8 ? byte % 8 / 8.0f * 2 : 1 + byte % 8 / 8.0f;
-        for (int exponent = byte / 8; exponent < 7; exponent++) scale /= 2;
-        for (int exponent = byte / 8; exponent > 7; exponent--) scale *= 2;
+    for (int byte = 0; byte < 127; byte++) {
         for (int code = 0; code < 8; code++) {
             const int product = tables.products[tables.fraction[byte] | code];
             const int lower = tables.low[byte] | tables.high[byte] << 8;
             const uint32_t bits = product < lower ? 0 : (uint32_t)(product - lower) << 16;
-            if (__builtin_bit_cast(float, bits) != codes[code] * scale) return false;
+            if (__builtin_bit_cast(float, bits) != kCodes[code] * scale_of(byte)) return false;
         }
     }
     return true;

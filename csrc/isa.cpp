@@ -52,7 +52,8 @@ static bool usable() {
 #define SFUMATO_TEXT(name) #name
 #define SFUMATO_NAME(name) SFUMATO_TEXT(name)
 
-extern const Kernels kernels = {SFUMATO_NAME(SFUMATO_ISA), kMultipliesBytes, kInBlocks<Halves>, usable, linear, experts, head,
-                               log_probabilities, soft, logits, gather, norm, heads, attention, route, accept};
+extern const Kernels kernels = {SFUMATO_NAME(SFUMATO_ISA), kMultipliesBytes, kInBlocks<Halves>, usable, linear,
+                               experts, head, log_probabilities, soft, logits, gather, norm, heads, attention, route,
+                               accept};
 
 }  // namespace sfumato::SFUMATO_ISA

@@ -4,7 +4,8 @@
 // 6 and 7 activations, bf16 [16 pairs of k][rows][2]. Rows of activations are 16, or one.
 //
 // sum += weights . activations adds the products of the even values of k one after the other, those of the odd ones
-// too, then both to each other and to the sum; each with one rounding, subnormal numbers counting as zero.
+// too, then both to each other and to the sum; each with one rounding. AMX takes and leaves zero for subnormal numbers,
+// arrays keep them.
 #pragma once
 
 #include "simd.hpp"

@@ -185,11 +185,12 @@ inline void one_row(const Activation* x, const Matrix& w, int64_t group, float* 
 // Subnormal numbers count as zero for as long as this lives, as they do in registers of matrices.
 class NoSubnormals {
    public:
-    SFUMATO_INLINE NoSubnormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }
+    SFUMATO_INLINE NoSubnormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | kNoSubnormals); }
     SFUMATO_INLINE ~NoSubnormals() { _mm_setcsr(before_); }
     NoSubnormals(const NoSubnormals&) = delete;
 
    private:
+    static constexpr unsigned kNoSubnormals = _MM_FLUSH_ZERO_ON | _MM_DENORMALS_ZERO_ON;
     unsigned before_;
 };
 

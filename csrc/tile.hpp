@@ -151,8 +151,7 @@ template <class Kind>
 constexpr bool kTakesOneRow = __is_same(Kind, FloatRows);
 #endif
 
-// c[rows][64] = x . w for the channels of one group (its panels alone are computed). `lda` is the
-// distance between rows in activations of the kind: floats, pairs, or words of records. `room` is kRoomWords words.
+// c[rows][64] = x . w by tiles of panels, without the rows' own scales; see group_product.
 //
 // How many panels a tile takes, and whether they are pairs or fp32 already, hangs on the number of rows;
 // the order in which an element's products are added does not.
@@ -199,11 +198,14 @@ inline void panels_product(const typename Kind::Activation* x, int64_t lda, int6
     }
 }
 
+// c[rows][64] = x . w for the channels of one group (its panels alone are computed). `lda` is the
+// distance between rows in activations of the kind: floats, pairs, or words of records or blocks. `room` is kRoomWords
+// words.
 template <class Kind>
 SFUMATO_INLINE void group_product(const typename Kind::Activation* x, int64_t lda, int64_t rows,
                                   const Matrix& w, int64_t group, float* c, uint32_t* room) {
 #if defined(SFUMATO_MATRIX_TILES)
-    if constexpr (__is_same(Kind, TileRows))
+    if constexpr (kInBlocks<Kind>)
         tile_product(x, lda, rows, w, group, c, room);
     else
 #endif

@@ -186,10 +186,13 @@ inline void multiply_few(MatrixTiles& tiles, const uint32_t* x, int64_t block, i
         const int64_t each = lines.in_each_of(steps);
         add_run<panels, B>(tiles, at, x + begin / 2 * side, block, side, steps, lines, each, ahead + first);
     }
-    if constexpr (B == 2) return store_sums<2>(tiles, sums + first * kTileWords);
-    const int64_t line = 4 * side, next = kBlock * side;
-    tiles.store<0>(sums, line), tiles.store<1>(sums + next, line);
-    tiles.store<2>(sums + 2 * next, line), tiles.store<3>(sums + 3 * next, line);
+    if constexpr (B == 2) {
+        store_sums<2>(tiles, sums + first * kTileWords);
+    } else {
+        const int64_t line = 4 * side, next = kBlock * side;
+        tiles.store<0>(sums, line), tiles.store<1>(sums + next, line);
+        tiles.store<2>(sums + 2 * next, line), tiles.store<3>(sums + 3 * next, line);
+    }
 }
 
 // More blocks of rows, whose sums are in memory between runs.

@@ -23,18 +23,12 @@ struct CodeTable {
     alignas(32) uint16_t products[256][16] = {};
 
     constexpr CodeTable() {
-        constexpr float codes[8] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6};
-        for (int byte = 0; byte < 256; byte++) {
-            const int size = byte % 128;
-            float scale = size < 8 ? size / 8.0f * 2 : 1 + size % 8 / 8.0f;
-            for (int exponent = size / 8; exponent < 7; exponent++) scale /= 2;
-            for (int exponent = size / 8; exponent > 7; exponent--) scale *= 2;
+        for (int byte = 0; byte < 256; byte++)
             for (int code = 0; code < 16; code++) {
-                const uint32_t bits = __builtin_bit_cast(uint32_t, codes[code % 8] * scale) >> 16;
-                const bool negative = (code < 8) != (byte < 128);
-                products[byte][code] = (uint16_t)(size == 127 ? 0x7fc0 : negative ? bits | 0x8000 : bits);
+                const float size = kCodes[code % 8] * scale_of(byte % 128);
+                const uint32_t bits = byte % 128 == 127 ? 0x7fc0 : __builtin_bit_cast(uint32_t, size) >> 16;
+                products[byte][code] = (uint16_t)((code < 8) == (byte < 128) ? bits : bits | 0x8000);
             }
-        }
     }
 };
 inline constexpr CodeTable kCodeTable;

@@ -66,7 +66,7 @@ class Kernels:
 
     @property
     def matrix_registers(self) -> bool:
-        """Whether such registers multiply bf16: neither 8 bits nor packed weights are faster."""
+        """Whether registers of matrices (AMX) multiply bf16: faster than bytes, or packed weights."""
         return bool(self.native.matrix_registers(self.name))
 
     @property

@@ -14,6 +14,7 @@ from sfumato.cli import machine, pull
 from sfumato.cli.doctor import RELEASED, RELEASED_NVFP4, onednn_bfloat16, what_fits
 from sfumato.cli.fit import Fit, judge, needed_bytes
 from sfumato.cli.machine import Machine, look_at_machine, usable_cores
+from sfumato.ops.kernels import reason_for_none
 from sfumato.weights import hub
 from tests.cli.checkpoints import Program
 from tests.unit.test_weights_hub import REPO, put
@@ -234,6 +235,17 @@ def test_doctor_says_which_kernels_serve_and_why_not(
     done = sfumato("doctor")
     assert done.code == 2
     assert "mmx" in done.err
+
+
+@pytest.mark.skipif(reason_for_none() is not None, reason="there are no kernels here")
+@pytest.mark.parametrize("name", ["portable", "portable_amx"])
+def test_doctor_says_where_activations_in_8_bits_do_not_pay(
+    sfumato: Program, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("SFUMATO_KERNELS", name)
+    report = json.loads(sfumato("doctor", "--json").out)
+    reasons = {one["operation"]: one["reason"] for one in report["operations"]}
+    assert ("slower here" in reasons["activations in 8 bits"]) == (name == "portable_amx")
 
 
 def test_the_control_groups_limit_counts(monkeypatch: pytest.MonkeyPatch) -> None:

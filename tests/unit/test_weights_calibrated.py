@@ -442,6 +442,20 @@ def test_matrices_with_the_same_inputs_share_one_factor(
     assert counted == sum(count for count, _ in moments_module._shapes(CONFIG).values())
 
 
+def test_the_last_two_factors_asked_for_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    monkeypatch.setattr(Moments, "moments", lambda _, module: (module, 0))
+    monkeypatch.setattr(moments_module, "feedback_of", lambda module, _: made.append(module))
+    noted = Moments(tmp_path / "moments", CONFIG)
+    projections = [QUERY.replace("q_proj", f"{one}_proj") for one in ("q", "o")]
+    other = QUERY.replace("layers.0", "layers.1")
+    for one in (*projections, projections[0], other, projections[0]):
+        noted.feedback(one)
+    assert made == [*projections, other]
+
+
 def test_inputs_that_are_not_finite_are_named(source: Path, tmp_path: Path) -> None:
     def note(moments: Moments) -> None:
         moments.note(QUERY, 0, torch.full((3, SHAPE.hidden), torch.inf))

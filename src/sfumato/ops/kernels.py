@@ -66,7 +66,7 @@ class Kernels:
 
     @property
     def matrix_registers(self) -> bool:
-        """Whether registers of matrices (AMX) multiply bf16: faster than bytes, or packed weights."""
+        """Whether registers of matrices multiply bf16: neither bytes nor panels are faster."""
         return bool(self.native.matrix_registers(self.name))
 
     @property

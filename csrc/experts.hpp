@@ -1,48 +1,88 @@
-// The mixture of experts as one operation: rows sorted by expert; for some rows of one expert the
-// gate, the value, the activation and the way down are one task, without a barrier between them.
-// A row's parts are weighted and summed in the order of its slots, as the reference does.
+// The mixture of experts as one operation: rows sorted by expert; for some rows of one expert the gate, the value
+// and the activation are one task, and the way down of some columns another.
+//
+// A row's parts are weighted and summed in the order of its slots, as the reference does: they are kept for as many
+// columns as memory is given to, so that many rows can share an expert's weights. No bit hangs on how many do.
 #pragma once
 
 #include "linear.hpp"
 
 namespace sfumato::SFUMATO_ISA {
 
+// What is held, at most, of many rows at once: activations between the two products, and parts of their results.
+constexpr int64_t kBetweenBytes = 24 << 20, kPartsBytes = 16 << 20;
+// Rows of a task. In blocks they are as many as a linear product takes, so that weights are decoded once for them.
 constexpr int64_t kTaskRows = 64;
+template <class Kind>
+constexpr int64_t kMostTaskRows = kInBlocks<Kind> ? kChunk : kTaskRows;
 
 struct Task {
     int64_t expert, begin, count;  // places in the sorted order
+    int64_t between;               // where its rows begin among all between the two products
 };
 
-// Sort the (row, slot) numbers by expert, stably, and cut what each expert has into tasks.
-inline int64_t sort_by_expert(const Experts& job, int64_t* order, int64_t* starts, Task* tasks) {
+// How many rows' memory is taken by `count` rows of a kind.
+template <class Kind>
+SFUMATO_INLINE int64_t taken(int64_t count) {
+    return kInBlocks<Kind> && count > 1 ? (count + kBlock - 1) / kBlock * kBlock : count;
+}
+
+// Some rows on their way through the experts.
+template <class Kind>
+struct Mixture {
+    typedef typename Kind::Activation Activation;
+
+    Experts job;
+    int64_t width, inner;     // of a row, and between the products
+    int64_t* order;           // the (row, slot) numbers by expert
+    Task* tasks;
+    int64_t count;            // of tasks
+    const uint32_t* records;  // of all rows, where they are in 8 bits
+    Activation* between;
+    float* parts;             // [row][slot][columns of a slice]
+
+    Activation* between_of(const Task& task) const { return between + task.between * Kind::words(inner); }
+};
+
+// Sort the (row, slot) numbers by expert, stably, and cut what each expert has into tasks; returns the rows taken
+// between the products.
+template <class Kind>
+inline int64_t sort_by_expert(Mixture<Kind>& all, int64_t* starts) {
+    const Experts& job = all.job;
     const int64_t total = job.x.count * job.slots;
+    // Fewer rows where there would be too few tasks for the threads.
+    const int64_t fair = (total / (4 * job.threads) + kBlock - 1) / kBlock * kBlock, most = kMostTaskRows<Kind>;
+    const int64_t rows = fair < kTaskRows ? kTaskRows : fair < most ? fair : most;
     memset(starts, 0, sizeof(int64_t) * (job.experts + 1));
     for (int64_t i = 0; i < total; i++) starts[job.chosen[i] + 1]++;
     for (int64_t e = 0; e < job.experts; e++) starts[e + 1] += starts[e];
-    for (int64_t i = 0; i < total; i++) order[starts[job.chosen[i]]++] = i;
-    int64_t count = 0;
+    for (int64_t i = 0; i < total; i++) all.order[starts[job.chosen[i]]++] = i;
+    int64_t between = 0;
+    all.count = 0;
     for (int64_t e = 0, begin = 0; e < job.experts; begin = starts[e++])
-        for (int64_t at = begin; at < starts[e]; at += kTaskRows)
-            tasks[count++] = {e, at, starts[e] - at < kTaskRows ? starts[e] - at : kTaskRows};
-    return count;
+        for (int64_t at = begin; at < starts[e]; at += rows) {
+            const int64_t some = starts[e] - at < rows ? starts[e] - at : rows;
+            all.tasks[all.count++] = {e, at, some, between};
+            between += taken<Kind>(some);
+        }
+    return between;
 }
 
-// Rows of `x` gathered by the order of a task, as the kind's activations, without gaps. Of rows in 8 bits
-// the records of all rows are there.
+// Rows of `x` gathered by the order of a task, as the kind's activations, without gaps.
 template <class Kind>
-inline void gather(const Experts& job, const int64_t* order, const Task& task, const uint32_t* records,
-                   typename Kind::Activation* to) {
-    const int64_t width = job.x.width, words = Kind::words(width);
+inline void gather(const Mixture<Kind>& all, const Task& task, typename Kind::Activation* to) {
+    const Experts& job = all.job;
+    const int64_t width = all.width, words = Kind::words(width);
     if constexpr (kInBlocks<Kind>) {
         pack_rows(task.count, width, task.count > 1, to, [&](int64_t i) {
-            return (const uint16_t*)job.x.data + order[task.begin + i] / job.slots * job.x.stride;
+            return (const uint16_t*)job.x.data + all.order[task.begin + i] / job.slots * job.x.stride;
         });
         return;
     }
     for (int64_t i = 0; i < task.count; i++) {
-        const int64_t row = order[task.begin + i] / job.slots;
+        const int64_t row = all.order[task.begin + i] / job.slots;
         if constexpr (kIsNarrow<Kind>) {
-            memcpy(to + i * words, records + row * words, sizeof(uint32_t) * words);
+            memcpy(to + i * words, all.records + row * words, sizeof(uint32_t) * words);
         } else if constexpr (__is_same(Kind, Halves)) {
             memcpy(to + i * words, (const uint16_t*)job.x.data + row * job.x.stride, width * 2);
         } else {
@@ -54,62 +94,68 @@ inline void gather(const Experts& job, const int64_t* order, const Task& task, c
     }
 }
 
-// The activations between a task's two products, rounded to their own dtype, whatever the kind.
+// Whether what is between the products has to be brought into the kind's form.
 template <class Kind>
-inline const typename Kind::Activation* between_products(const Rows& between, bool bf16, uint32_t* records) {
-    typedef typename Kind::Activation Activation;
+constexpr bool kConverts = kIsNarrow<Kind> || kInBlocks<Kind>;
+
+// The activations between a task's two products, rounded to their own dtype, whatever the kind; to `to` if they have
+// to be converted, or where they are.
+template <class Kind>
+inline void round_between(const Rows& between, bool bf16, uint32_t* to) {
     if (bf16 && !between.bf16)
         for (int64_t i = 0; i < between.count * between.width; i++)
             ((float*)between.data)[i] = widen(narrow(((float*)between.data)[i]));
-    if constexpr (kIsNarrow<Kind>) {
+    if constexpr (kIsNarrow<Kind>)
         for (int64_t i = 0; i < between.count; i++)
-            narrow_row((const float*)between.data + i * between.width, false, between.width,
-                       offset_of(true), records + i * Kind::words(between.width));
-        return records;
-    } else if constexpr (kInBlocks<Kind>) {
-        pack_rows(between.count, between.width, between.count > 1, records,
+            narrow_row((const float*)between.data + i * between.width, false, between.width, offset_of(true),
+                       to + i * Kind::words(between.width));
+    if constexpr (kInBlocks<Kind>)
+        pack_rows(between.count, between.width, between.count > 1, to,
                   [&](int64_t i) { return (const uint16_t*)between.data + i * between.width; });
-        return records;
-    } else {
-        return (const Activation*)between.data;
-    }
 }
 
+// A task's first product and the activation.
 template <class Kind>
-inline void run_task(const Experts& job, const int64_t* order, const Task& task, const uint32_t* records,
-                     float* parts) {
+inline void go_up(const Mixture<Kind>& all, const Task& task) {
     typedef typename Kind::Activation Activation;
-    const Matrix &up = job.gate_up[task.expert], &down = job.down[task.expert];
-    const int64_t width = job.x.width, inner = down.k;
-    float* c = (float*)scratch(2, sizeof(float) * kTaskRows * kGroup);
+    const Matrix& up = all.job.gate_up[task.expert];
+    const int64_t rows = kMostTaskRows<Kind>;
+    float* c = (float*)scratch(2, sizeof(float) * rows * kGroup);
     uint32_t* room = (uint32_t*)scratch(3, sizeof(uint32_t) * kRoomWords);
-    Activation* x = (Activation*)scratch(4, sizeof(float) * kTaskRows * (width + kStep));
-    void* h = scratch(5, sizeof(float) * kTaskRows * inner);
-    gather<Kind>(job, order, task, records, x);
-    const Rows between = {h, __is_same(Kind, Halves), task.count, inner, inner};
-    const Linear first = {job.x, up, between, true, 1};
+    Activation* x = (Activation*)scratch(4, (int64_t)sizeof(Activation) * rows * Kind::words(all.width));
+    void* h = kConverts<Kind> ? scratch(5, (int64_t)sizeof(float) * rows * all.inner) : all.between_of(task);
+    gather<Kind>(all, task, x);
+    const Rows between = {h, __is_same(Kind, Halves), task.count, all.inner, all.inner};
+    const Linear first = {all.job.x, up, between, true, 1};
     for (int64_t group = 0; group < (up.n + kGroup - 1) / kGroup; group++) {
-        group_product<Kind>(x, distance<Kind>(task.count, width), task.count, up, group, c, room);
+        group_product<Kind>(x, distance<Kind>(task.count, all.width), task.count, up, group, c, room);
         finish_group(first, c, 0, task.count, group);
     }
-    const bool again = kIsNarrow<Kind> || kInBlocks<Kind>;
-    uint32_t* turned = again ? (uint32_t*)scratch(6, sizeof(float) * kTaskRows * (inner + kStep)) : nullptr;
-    const Activation* active = between_products<Kind>(between, job.x.bf16, turned);
-    for (int64_t group = 0; group < (down.n + kGroup - 1) / kGroup; group++) {
-        group_product<Kind>(active, distance<Kind>(task.count, inner), task.count, down, group, c, room);
+    round_between<Kind>(between, all.job.x.bf16, (uint32_t*)all.between_of(task));
+}
+
+// Some groups of a task's second product, weighted.
+template <class Kind>
+inline void go_down(const Mixture<Kind>& all, const Task& task, int64_t begin, int64_t end) {
+    const Matrix& down = all.job.down[task.expert];
+    const int64_t columns = (end < down.n / kGroup ? end * kGroup : down.n) - begin * kGroup;
+    float* c = (float*)scratch(2, sizeof(float) * kMostTaskRows<Kind> * kGroup);
+    uint32_t* room = (uint32_t*)scratch(3, sizeof(uint32_t) * kRoomWords);
+    for (int64_t group = begin; group < end; group++) {
+        group_product<Kind>(all.between_of(task), distance<Kind>(task.count, all.inner), task.count, down, group, c,
+                            room);
         const int64_t left = down.n - group * kGroup, own = left < kGroup ? left : kGroup;
         for (int64_t i = 0; i < task.count; i++) {
-            const int64_t number = order[task.begin + i];
-            const float share = job.shares[number] * down.scale;
-            float* to = parts + number * down.n + group * kGroup;
-            const Rows part = {to, false, 1, own, own};
+            const int64_t number = all.order[task.begin + i];
+            const float share = all.job.shares[number] * down.scale;
+            const Rows part = {all.parts + number * columns + (group - begin) * kGroup, false, 1, own, own};
             put(part, 0, 0, c + i * kGroup, own, share);
         }
     }
 }
 
-// The sum of a row's parts, in the order of its slots; the first part's memory is used up.
-SFUMATO_INLINE void mix_parts(const Experts& job, float* parts, int64_t row, int64_t width) {
+// The sum of a row's parts, in the order of its slots, to its place from `column` on; the first part's memory is used up.
+SFUMATO_INLINE void mix_parts(const Experts& job, float* parts, int64_t row, int64_t column, int64_t width) {
     for (int64_t s = 1; s < job.slots; s++) {
         const float* part = parts + s * width;
         int64_t i = 0;
@@ -117,29 +163,75 @@ SFUMATO_INLINE void mix_parts(const Experts& job, float* parts, int64_t row, int
             store(parts + i, load<vf>(parts + i) + load<vf>(part + i));
         for (; i < width; i++) parts[i] += part[i];
     }
-    put(job.out, row, 0, parts, width, 1.0f);
+    put(job.out, row, column, parts, width, 1.0f);
+}
+
+// All tasks of a mixture, `slice` groups of the result at a time.
+template <class Kind>
+inline void run_tasks(const Mixture<Kind>& all, int64_t slice) {
+    const Experts& job = all.job;
+    const int64_t groups = (all.width + kGroup - 1) / kGroup;
+#pragma omp parallel num_threads(job.threads)
+    {
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t t = 0; t < all.count; t++) go_up<Kind>(all, all.tasks[t]);
+        for (int64_t begin = 0; begin < groups; begin += slice) {
+            const int64_t end = begin + slice < groups ? begin + slice : groups;
+            const int64_t left = all.width - begin * kGroup, columns = left < slice * kGroup ? left : slice * kGroup;
+#pragma omp for schedule(dynamic, 1)
+            for (int64_t t = 0; t < all.count; t++) go_down<Kind>(all, all.tasks[t], begin, end);
+#pragma omp for schedule(static)
+            for (int64_t row = 0; row < job.x.count; row++)
+                mix_parts(job, all.parts + row * job.slots * columns, row, begin * kGroup, columns);
+        }
+    }
+}
+
+// As many rows as memory is held for.
+template <class Kind>
+inline void mix_rows(const Experts& job) {
+    typedef typename Kind::Activation Activation;
+    Mixture<Kind> all = {job, job.down->n, job.down->k};
+    const int64_t total = job.x.count * job.slots;
+    const int64_t most = total / kTaskRows + (job.experts < total ? job.experts : total);
+    all.order = (int64_t*)scratch(0, (int64_t)(sizeof(int64_t) * (total + job.experts + 1) + sizeof(Task) * most));
+    int64_t* starts = all.order + total;
+    all.tasks = (Task*)(starts + job.experts + 1);
+    const int64_t between = sort_by_expert(all, starts) * Kind::words(all.inner);
+    const int64_t groups = (all.width + kGroup - 1) / kGroup;
+    const int64_t fit = kPartsBytes / (int64_t)(sizeof(float) * total * kGroup);
+    const int64_t slice = fit < 1 ? 1 : fit < groups ? fit : groups;
+    const int64_t columns = slice < groups ? slice * kGroup : all.width;
+    const int64_t words = kIsNarrow<Kind> ? job.x.count * Kind::words(all.width) : 0;
+    static_assert(sizeof(Activation) == sizeof(float));
+    all.between = (Activation*)scratch(1, (int64_t)sizeof(float) * (between + total * columns + words));
+    all.parts = (float*)(all.between + between);
+    uint32_t* records = (uint32_t*)(all.parts + total * columns);
+    if constexpr (kIsNarrow<Kind>) narrow_rows(job.x, offset_of(true), job.threads, records);
+    all.records = records;
+    run_tasks(all, slice);
+}
+
+SFUMATO_INLINE Rows rows_from(Rows rows, int64_t begin, int64_t count) {
+    rows.data = (char*)rows.data + begin * rows.stride * (rows.bf16 ? 2 : 4);
+    rows.count = count;
+    return rows;
 }
 
 template <class Kind>
 inline void experts_of(const Experts& job) {
-    const int64_t total = job.x.count * job.slots, width = job.down->n;
-    const int64_t most = total / kTaskRows + (job.experts < total ? job.experts : total);
-    int64_t* order = (int64_t*)scratch(
-        0, (int64_t)(sizeof(int64_t) * (total + job.experts + 1) + sizeof(Task) * most));
-    int64_t* starts = order + total;
-    Task* tasks = (Task*)(starts + job.experts + 1);
-    const int64_t words = kIsNarrow<Kind> ? job.x.count * Kind::words(job.x.width) : 0;
-    float* parts = (float*)scratch(1, (int64_t)sizeof(float) * (total * width + words));
-    uint32_t* records = (uint32_t*)(parts + total * width);
-    if constexpr (kIsNarrow<Kind>) narrow_rows(job.x, offset_of(true), job.threads, records);
-    const int64_t count = sort_by_expert(job, order, starts, tasks);
-#pragma omp parallel num_threads(job.threads)
-    {
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t t = 0; t < count; t++) run_task<Kind>(job, order, tasks[t], records, parts);
-#pragma omp for schedule(static)
-        for (int64_t row = 0; row < job.x.count; row++)
-            mix_parts(job, parts + row * job.slots * width, row, width);
+    const int64_t row = job.slots * Kind::words(job.down->k) * (int64_t)sizeof(uint32_t);
+    const int64_t fit = kBetweenBytes / row < 1 ? 1 : kBetweenBytes / row;
+    const int64_t times = (job.x.count + fit - 1) / fit;
+    for (int64_t i = 0, begin = 0; i < times; i++) {
+        const int64_t end = job.x.count * (i + 1) / times;
+        Experts some = job;
+        some.x = rows_from(job.x, begin, end - begin);
+        some.out = rows_from(job.out, begin, end - begin);
+        some.chosen += begin * job.slots;
+        some.shares += begin * job.slots;
+        mix_rows<Kind>(some);
+        begin = end;
     }
 }
 

@@ -11,7 +11,6 @@ namespace {
 constexpr int64_t kPartRows = 12;     // of a thread, at least, for it to go through a half alone
 constexpr int64_t kMostPartRows = 256;  // of a thread, at most: then what is shared is balanced better
 constexpr int64_t kPartBytes = 4 << 20;  // of a layer's weights, which every such thread reads all of
-constexpr int64_t kExpertRows = 512;  // rows that go through the experts at once, as in ops/experts.py
 constexpr int kGains = 10, kWeights = 9;
 
 int64_t padded(int64_t bytes) { return (bytes + 63) / 64 * 64; }
@@ -263,17 +262,14 @@ void Layer::feed_forward(const Kernels& kernels, const Between& all, const Part&
 
 void Layer::experts(const Kernels& kernels, const Rows& x, const int64_t* chosen, const float* shares,
                     const Rows& out, int threads) const {
-    for (int64_t begin = 0; begin < x.count; begin += kExpertRows) {
-        const int64_t count = std::min(kExpertRows, x.count - begin);
-        Experts job = experts_job(*weights_[kExpertsUp], *weights_[kExpertsDown]);
-        job.x = part_of(x, {begin, count, threads});
-        job.out = part_of(out, {begin, count, threads});
-        job.chosen = chosen + begin * slots_;
-        job.shares = shares + begin * slots_;
-        job.slots = slots_;
-        job.threads = threads;
-        kernels.experts(job);
-    }
+    Experts job = experts_job(*weights_[kExpertsUp], *weights_[kExpertsDown]);
+    job.x = x;
+    job.out = out;
+    job.chosen = chosen;
+    job.shares = shares;
+    job.slots = slots_;
+    job.threads = threads;
+    kernels.experts(job);
 }
 
 }  // namespace sfumato

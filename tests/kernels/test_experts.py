@@ -159,6 +159,18 @@ def test_a_row_has_its_bits_alone_and_with_any_threads(
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize(("inner", "hidden"), [(528, 16), (16, 256)])
+def test_a_row_has_its_bits_where_memory_cuts(kernels: Kernels, inner: int, hidden: int) -> None:
+    """The rows, since so much is between the products, or the columns, since parts are so many."""
+    up, back = _in_rows(*_weights(9, hidden, inner, 1))
+    chosen, shares = _routed(3000, 8, 9, 2)
+    x = torch.randn(3000, hidden, generator=torch.Generator().manual_seed(3)).bfloat16()
+    whole = experts(x, chosen, shares, up, back, kernels)
+    for begin, end in ((0, 1), (37, 102), (1490, 1510), (2999, 3000)):
+        at = slice(begin, end)
+        assert torch.equal(experts(x[at], chosen[at], shares[at], up, back, kernels), whole[at])
+
+
 def test_an_expert_that_is_not_there_is_refused(kernels: Kernels) -> None:
     up, back = _in_rows(*_weights(3, 32, 16, 9))
     x, shares = torch.zeros(2, 32), torch.ones(2, 1)

@@ -16,9 +16,6 @@ from sfumato.ops.kernels import Kernels, give
 from sfumato.ops.linear import ACTIVATIONS
 from sfumato.ops.weight import PANEL, Weight
 
-# Rows that go through the experts at once: the parts of each slot are fp32 [rows * K, D] meanwhile.
-_ROWS = 512
-
 
 def declines(x_dtype: torch.dtype, gate_up: Weight, down: Weight) -> str | None:
     """Why no kernel serves these experts, or None if one does."""
@@ -47,18 +44,16 @@ def experts(
     if kernels is None:
         return reference(x, chosen, shares, gate_up, down)
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    for start in range(0, x.shape[0], _ROWS):
-        part = slice(start, start + _ROWS)
-        kernels.native.experts(
-            kernels.name,
-            give(x[part]),
-            give(chosen[part].contiguous()),
-            give(shares[part].contiguous()),
-            gate_up.native(kernels),
-            down.native(kernels),
-            give(out[part]),
-            kernels.threads,
-        )
+    kernels.native.experts(
+        kernels.name,
+        give(x),
+        give(chosen.contiguous()),
+        give(shares.contiguous()),
+        gate_up.native(kernels),
+        down.native(kernels),
+        give(out),
+        kernels.threads,
+    )
     return out
 
 

@@ -49,5 +49,5 @@ def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'sfumato' has no attribute {name!r}")
-    import_module("sfumato.settings").let_waiting_threads_sleep()
+    import_module("sfumato.settings").prepare_for_torch()
     return getattr(import_module(home), name)

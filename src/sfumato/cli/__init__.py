@@ -27,9 +27,9 @@ def main(arguments: list[str] | None = None) -> None:
     with leaving_at_once():
         from sfumato.cli.failures import run
         from sfumato.cli.program import app
-        from sfumato.settings import let_waiting_threads_sleep
+        from sfumato.settings import prepare_for_torch
 
-    let_waiting_threads_sleep()
+    prepare_for_torch()
     try:
         code = run(app, sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:  # a second one, while the first was told

@@ -55,7 +55,7 @@ const Kernels* const* all_kernels(int* count) {
 
 namespace {
 
-constexpr int kSlots = 8;
+constexpr int kSlots = kRoomSlot + 1;
 
 struct Memory {
     void* at[kSlots] = {};
@@ -75,9 +75,9 @@ void* scratch(int slot, int64_t bytes) {
         const int64_t rounded = (bytes + 4095) / 4096 * 4096;
         memory.at[slot] = std::aligned_alloc(64, (size_t)rounded);
         memory.size[slot] = memory.at[slot] ? rounded : 0;
-        // Slots 0 and 1 hold what grows with the rows. They are asked for outside of parallel regions, or where what
-        // is thrown is caught (by_parts in layer.cpp), and Python gets a MemoryError.
-        if (!memory.at[slot] && slot < 2) throw std::bad_alloc();
+        // Slots 0 and 1 and the layers' room hold what grows with the rows. They are asked for outside of parallel
+        // regions, or where what is thrown is caught (by_parts in layer.cpp), and Python gets a MemoryError.
+        if (!memory.at[slot] && (slot < 2 || slot == kRoomSlot)) throw std::bad_alloc();
         if (!memory.at[slot]) std::abort();  // a few MB that a worker, which cannot throw, must have
     }
     return memory.at[slot];

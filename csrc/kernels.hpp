@@ -214,7 +214,8 @@ struct Kernels {
 const Kernels* const* all_kernels(int* count);
 
 // Memory of the calling thread, 64-byte aligned, kept until it asks for more of the same slot.
-// Slots: 0 and 1 belong to a kernel's caller, 2 and up to its workers.
+// Slots: 0 and 1 belong to a kernel's caller, the last one to a layer, which calls kernels, the others to workers.
+constexpr int kRoomSlot = 6;
 void* scratch(int slot, int64_t bytes);
 
 }  // namespace sfumato

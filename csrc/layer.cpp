@@ -11,6 +11,7 @@ namespace {
 constexpr int64_t kPartRows = 12;     // of a thread, at least, for it to go through a half alone
 constexpr int64_t kMostPartRows = 256;  // of a thread, at most: then what is shared is balanced better
 constexpr int64_t kPartBytes = 4 << 20;  // of a layer's weights, which every such thread reads all of
+constexpr int64_t kProjectedRows = 512;  // of which raw queries, keys and values are held at once
 constexpr int kGains = 10, kWeights = 9;
 
 int64_t padded(int64_t bytes) { return (bytes + 63) / 64 * 64; }
@@ -36,13 +37,21 @@ Rows part_of(const Rows& rows, const Part& part) {
 
 }  // namespace
 
-void* Layer::Room::take(int64_t bytes) {
-    void* given = at;
-    at += padded(bytes);
-    left -= padded(bytes);
-    need(left >= 0, "room is too small");
-    return given;
-}
+// Memory is handed out piece after piece, of what the calling thread keeps.
+class Layer::Room {
+   public:
+    explicit Room(int64_t bytes) : at_((char*)scratch(kRoomSlot, bytes)), end_(at_ + bytes) {}
+
+    void* take(int64_t bytes) {
+        void* given = at_;
+        at_ += padded(bytes);
+        need(at_ <= end_, "room is too small");
+        return given;
+    }
+
+   private:
+    char *at_, *end_;
+};
 
 Layer::Layer(std::vector<Array> gains, std::vector<float> eps, nb::list weights, Array expert_scales,
              int64_t head_dim, int64_t slots)
@@ -87,16 +96,6 @@ Layer::Layer(std::vector<Array> gains, std::vector<float> eps, nb::list weights,
         plain_ &= one->first.format == Format::bf16_rows && one->first.k % 32 == 0;
     }
     small_ = bytes <= kPartBytes;
-}
-
-int64_t Layer::room(int64_t rows, int64_t size) const {
-    const int64_t inner = weights_[kDown]->first.k, scores = width_of(kRoute);
-    const int64_t before = padded(rows * hidden_ * size) + padded(rows * width_of(kQ) * size) +
-                           2 * padded(rows * width_of(kK) * size);
-    const int64_t behind = 4 * padded(rows * hidden_ * size) + padded(rows * inner * size) +
-                           padded(rows * scores * size) + padded(rows * scores * 4) +
-                           padded(rows * slots_ * 8) + padded(rows * slots_ * 4);
-    return std::max(before, behind);
 }
 
 void Layer::norm(const Kernels& kernels, int gain, const Rows& x, const Rows& residual, float scale,
@@ -157,7 +156,7 @@ void Layer::by_parts(const Kernels& kernels, int64_t rows, int threads, const Wo
 
 void Layer::project(const std::string& set, const Array& x, const Array& cosines, const Array& sines,
                     const Array& queries, const Array& keys, const Array& values,
-                    const std::optional<Array>& raw, const Array& room_, int threads) const {
+                    const std::optional<Array>& raw, int threads) const {
     const Rows in = rows_of(x, "x", hidden_);
     for (const Array* one : {&queries, &keys, &values}) {
         need(one->ndim() == 4 && one->dtype() == x.dtype() && (int64_t)one->shape(3) == head_dim_,
@@ -179,44 +178,45 @@ void Layer::project(const std::string& set, const Array& x, const Array& cosines
     const float* cos = table_of<float>(cosines, "cosines", in.count, head_dim_);
     const float* sin = table_of<float>(sines, "sines", in.count, head_dim_);
     need_pairs(in, weights_[kQ]->first);
-    const int64_t size = in.bf16 ? 2 : 4, rows = in.count;
-    Room room = {(char*)const_cast<void*>(room_.data()), (int64_t)room_.nbytes()};
+    const int64_t size = in.bf16 ? 2 : 4;
     threads_of(threads);
     const Kernels& kernels = set_of(set);
     nb::gil_scoped_release free;
-    if (rows == 0) return;
-    const int64_t wide = width_of(kQ), narrow = width_of(kK);
-    const Rows normed = rows_at(room.take(rows * hidden_ * size), in.bf16, rows, hidden_);
-    const Rows q = rows_at(room.take(rows * wide * size), in.bf16, rows, wide);
-    const Rows k = raw ? raw_keys : rows_at(room.take(rows * narrow * size), in.bf16, rows, narrow);
-    const Rows v = raw ? k : rows_at(room.take(rows * narrow * size), in.bf16, rows, narrow);
-    by_parts(kernels, rows, threads, [&](const Part& part) {
-        const Rows x = part_of(normed, part);
-        norm(kernels, kInput, part_of(in, part), {}, 1.0f, x, part.threads);
-        linear(kernels, kQ, x, part_of(q, part), false, part.threads);
-        heads(kernels, q, part, queries, gains_[kQueries], cos, sin);
-        linear(kernels, kK, x, part_of(k, part), false, part.threads);
-        heads(kernels, k, part, keys, gains_[kKeys], cos, sin);
-        if (weights_[kV]) linear(kernels, kV, x, part_of(v, part), false, part.threads);
-        heads(kernels, v, part, values, {nullptr, gains_[kKeys].eps}, nullptr, nullptr);
-    });
+    const int64_t most = std::min(in.count, kProjectedRows), wide = width_of(kQ), narrow = width_of(kK);
+    if (most == 0) return;
+    Room room(padded(most * hidden_ * size) + padded(most * wide * size) + 2 * padded(most * narrow * size));
+    const auto take = [&](int64_t width) { return rows_at(room.take(most * width * size), in.bf16, most, width); };
+    const Rows normed = take(hidden_), q = take(wide), k_room = take(narrow), v_room = take(narrow);
+    for (int64_t begin = 0; begin < in.count; begin += most) {
+        by_parts(kernels, std::min(most, in.count - begin), threads, [&](const Part& part) {
+            const Part own = {begin + part.begin, part.count, part.threads};  // of all rows
+            const Rows x = part_of(normed, part), queries_ = part_of(q, part);
+            const Rows k = raw ? part_of(raw_keys, own) : part_of(k_room, part);
+            const Rows v = raw ? k : part_of(v_room, part);
+            norm(kernels, kInput, part_of(in, own), {}, 1.0f, x, part.threads);
+            linear(kernels, kQ, x, queries_, false, part.threads);
+            heads(kernels, queries_, own, queries, gains_[kQueries], cos, sin);
+            linear(kernels, kK, x, k, false, part.threads);
+            heads(kernels, k, own, keys, gains_[kKeys], cos, sin);
+            if (weights_[kV]) linear(kernels, kV, x, v, false, part.threads);
+            heads(kernels, v, own, values, {nullptr, gains_[kKeys].eps}, nullptr, nullptr);
+        });
+    }
 }
 
 void Layer::finish(const std::string& set, const Array& x, const Array& mixed, float scale,
-                   const Array& out, const Array& room_, int threads) const {
+                   const Array& out, int threads) const {
     const Rows in = rows_of(x, "x", hidden_), to = rows_of(out, "out", hidden_);
     const Rows heads = rows_of(mixed, "mixed", width_of(kQ));
     need(heads.count == in.count && to.count == in.count, "x, mixed and out must have as many rows");
     need(mixed.dtype() == x.dtype() && out.dtype() == x.dtype(), "x, mixed and out must be of one dtype");
     need_pairs(heads, weights_[kO]->first);
-    const int64_t rows = in.count;
-    Room room = {(char*)const_cast<void*>(room_.data()), (int64_t)room_.nbytes()};
     threads_of(threads);
     const Kernels& kernels = set_of(set);
     nb::gil_scoped_release free;
-    if (rows == 0) return;
-    const Between between = take_between(room, rows, in.bf16);
-    by_parts(kernels, rows, threads, [&](const Part& part) {
+    if (in.count == 0) return;
+    const Between between = take_between(in.count, in.bf16);
+    by_parts(kernels, in.count, threads, [&](const Part& part) {
         const Rows middle = part_of(between.middle, part);
         linear(kernels, kO, part_of(heads, part), middle, false, part.threads);
         norm(kernels, kAttended, middle, part_of(in, part), 1.0f, middle, part.threads);
@@ -224,11 +224,13 @@ void Layer::finish(const std::string& set, const Array& x, const Array& mixed, f
     });
 }
 
-Layer::Between Layer::take_between(Room& room, int64_t rows, bool bf16) const {
+Layer::Between Layer::take_between(int64_t rows, bool bf16) const {
     const int64_t size = bf16 ? 2 : 4, inner = weights_[kDown]->first.k, many = width_of(kRoute);
+    Room room(3 * padded(rows * hidden_ * size) + padded(rows * inner * size) + padded(rows * many * size) +
+              padded(rows * many * 4) + padded(rows * slots_ * 8) + padded(rows * slots_ * 4));
     const auto take = [&](int64_t width) { return rows_at(room.take(rows * width * size), bf16, rows, width); };
     Between out = {};
-    for (Rows* one : {&out.middle, &out.normed, &out.dense, &out.mixed}) *one = take(hidden_);
+    for (Rows* one : {&out.middle, &out.normed, &out.dense}) *one = take(hidden_);
     out.active = take(inner);
     out.scores = take(many);
     out.wide = (float*)room.take(rows * many * 4);
@@ -240,7 +242,7 @@ Layer::Between Layer::take_between(Room& room, int64_t rows, bool bf16) const {
 void Layer::feed_forward(const Kernels& kernels, const Between& all, const Part& part, float scale,
                          const Rows& out) const {
     const Rows x = part_of(all.middle, part), normed = part_of(all.normed, part);
-    const Rows dense = part_of(all.dense, part), mixed = part_of(all.mixed, part);
+    const Rows dense = part_of(all.dense, part);
     const Rows active = part_of(all.active, part), scores = part_of(all.scores, part);
     const int64_t many = width_of(kRoute);
     int64_t* chosen = all.chosen + part.begin * slots_;
@@ -255,9 +257,9 @@ void Layer::feed_forward(const Kernels& kernels, const Between& all, const Part&
     const float* wide = wide_scores(scores, all.wide + part.begin * many);
     kernels.route({wide, expert_scales_, part.count, many, slots_, chosen, shares});
     norm(kernels, kExpertsIn, x, {}, 1.0f, normed, threads);
-    experts(kernels, normed, chosen, shares, mixed, threads);
-    norm(kernels, kExpertsOut, mixed, dense, 1.0f, mixed, threads);
-    norm(kernels, kOut, mixed, x, scale, out, threads);
+    experts(kernels, normed, chosen, shares, out, threads);
+    norm(kernels, kExpertsOut, out, dense, 1.0f, out, threads);
+    norm(kernels, kOut, out, x, scale, out, threads);
 }
 
 void Layer::experts(const Kernels& kernels, const Rows& x, const int64_t* chosen, const float* shares,

@@ -29,29 +29,21 @@ class Layer {
     Layer(std::vector<Array> gains, std::vector<float> eps, nb::list weights, Array expert_scales,
           int64_t head_dim, int64_t slots);
 
-    // Bytes that `project` and `finish` need as room, for so many rows of 2 or 4 bytes a value.
-    int64_t room(int64_t rows, int64_t size) const;
-
     void project(const std::string& set, const Array& x, const Array& cosines, const Array& sines,
                  const Array& queries, const Array& keys, const Array& values,
-                 const std::optional<Array>& raw, const Array& room, int threads) const;
+                 const std::optional<Array>& raw, int threads) const;
     void finish(const std::string& set, const Array& x, const Array& mixed, float scale,
-                const Array& out, const Array& room, int threads) const;
+                const Array& out, int threads) const;
 
    private:
     enum { kInput, kQueries, kKeys, kAttended, kDenseIn, kDenseOut, kRouter, kExpertsIn, kExpertsOut, kOut };
     enum { kQ, kK, kV, kO, kUp, kDown, kRoute, kExpertsUp, kExpertsDown };
 
-    // Room is handed out piece after piece, all of it from one array of the caller's.
-    struct Room {
-        char* at;
-        int64_t left;
-        void* take(int64_t bytes);
-    };
+    class Room;
 
     // What `finish` computes on its way, of all rows.
     struct Between {
-        Rows middle, normed, dense, mixed, active, scores;
+        Rows middle, normed, dense, active, scores;
         float* wide;
         int64_t* chosen;
         float* shares;
@@ -63,7 +55,7 @@ class Layer {
                 int threads) const;
     void heads(const Kernels& kernels, const Rows& x, const Part& part, const Array& out, const Gain& gain,
                const float* cosines, const float* sines) const;
-    Between take_between(Room& room, int64_t rows, bool bf16) const;
+    Between take_between(int64_t rows, bool bf16) const;
     void feed_forward(const Kernels& kernels, const Between& all, const Part& part, float scale,
                       const Rows& out) const;
     template <class Work>

@@ -353,12 +353,11 @@ NB_MODULE(_kernels, module) {
         .def(nb::init<std::vector<Array>, std::vector<float>, nb::list, Array, int64_t, int64_t>(),
              nb::arg("gains"), nb::arg("eps"), nb::arg("weights"), nb::arg("expert_scales"),
              nb::arg("head_dim"), nb::arg("slots"))
-        .def("room", &Layer::room, nb::arg("rows"), nb::arg("size"))
         .def("project", &Layer::project, nb::arg("set"), nb::arg("x"), nb::arg("cosines"), nb::arg("sines"),
-             nb::arg("queries"), nb::arg("keys"), nb::arg("values"), nb::arg("raw").none(), nb::arg("room"),
+             nb::arg("queries"), nb::arg("keys"), nb::arg("values"), nb::arg("raw").none(),
              nb::arg("threads"))
         .def("finish", &Layer::finish, nb::arg("set"), nb::arg("x"), nb::arg("mixed"), nb::arg("scale"),
-             nb::arg("out"), nb::arg("room"), nb::arg("threads"));
+             nb::arg("out"), nb::arg("threads"));
     module.def("instruction_sets", instruction_sets);
     module.def("multiplies_bytes", multiplies_bytes, nb::arg("set"));
     module.def("matrix_registers", matrix_registers, nb::arg("set"));

@@ -93,11 +93,6 @@ class FastLayer:
             layer.router.top_k,
         )
 
-    def _room(self, x: Tensor, rows: int) -> Tensor:
-        """Memory for what a half computes on its way."""
-        assert self._native is not None
-        return torch.empty(self._native.room(rows, x.element_size()), dtype=torch.uint8)
-
     def _norm(
         self, x: Tensor, gain: Gain, residual: Tensor | None = None, scale: float = 1.0
     ) -> Tensor:
@@ -137,7 +132,6 @@ class FastLayer:
             *(give(table.view(rows, dim)) for table in turned),
             *(give(one) for one in (queries, keys, values)),
             None if raw is None else give(raw.view(rows, -1)),
-            give(self._room(x, rows)),
             kernels.threads,
         )
         return queries, Fresh(keys, values, None if raw is None else raw.transpose(1, 2))
@@ -185,7 +179,6 @@ class FastLayer:
             give(mixed.transpose(1, 2).reshape(rows, -1)),
             scale,
             give(out.view(rows, hidden)),
-            give(self._room(x, rows)),
             kernels.threads,
         )
         return out

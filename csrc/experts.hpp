@@ -9,8 +9,9 @@
 
 namespace sfumato::SFUMATO_ISA {
 
-// What is held, at most, of many rows at once: activations between the two products, and parts of their results.
-constexpr int64_t kBetweenBytes = 24 << 20, kPartsBytes = 16 << 20;
+// What is held of many rows at once: activations between the two products, to which blocks of 16 rows of each task are
+// filled up, and parts of their results.
+constexpr int64_t kBetweenBytes = 24 << 20, kPartsBytes = 16 << 20, kGroupBytes = (int64_t)sizeof(float) * kGroup;
 // Rows of a task. In blocks they are as many as a linear product takes, so that weights are decoded once for them.
 constexpr int64_t kTaskRows = 64;
 template <class Kind>
@@ -33,7 +34,6 @@ struct Mixture {
     typedef typename Kind::Activation Activation;
 
     Experts job;
-    int64_t width, inner;     // of a row, and between the products
     int64_t* order;           // the (row, slot) numbers by expert
     Task* tasks;
     int64_t count;            // of tasks
@@ -41,7 +41,15 @@ struct Mixture {
     Activation* between;
     float* parts;             // [row][slot][columns of a slice]
 
-    Activation* between_of(const Task& task) const { return between + task.between * Kind::words(inner); }
+    int64_t inner() const { return job.down->k; }
+
+    Activation* between_of(const Task& task) const { return between + task.between * Kind::words(inner()); }
+
+    // Of the result, in the groups [begin, end).
+    int64_t columns(int64_t begin, int64_t end) const {
+        const int64_t left = job.down->n - begin * kGroup, own = (end - begin) * kGroup;
+        return left < own ? left : own;
+    }
 };
 
 // Sort the (row, slot) numbers by expert, stably, and cut what each expert has into tasks; returns the rows taken
@@ -72,7 +80,7 @@ inline int64_t sort_by_expert(Mixture<Kind>& all, int64_t* starts) {
 template <class Kind>
 inline void gather(const Mixture<Kind>& all, const Task& task, typename Kind::Activation* to) {
     const Experts& job = all.job;
-    const int64_t width = all.width, words = Kind::words(width);
+    const int64_t width = job.x.width, words = Kind::words(width);
     if constexpr (kInBlocks<Kind>) {
         pack_rows(task.count, width, task.count > 1, to, [&](int64_t i) {
             return (const uint16_t*)job.x.data + all.order[task.begin + i] / job.slots * job.x.stride;
@@ -119,16 +127,16 @@ template <class Kind>
 inline void go_up(const Mixture<Kind>& all, const Task& task) {
     typedef typename Kind::Activation Activation;
     const Matrix& up = all.job.gate_up[task.expert];
-    const int64_t rows = kMostTaskRows<Kind>;
+    const int64_t rows = kMostTaskRows<Kind>, width = all.job.x.width;
     float* c = (float*)scratch(2, sizeof(float) * rows * kGroup);
     uint32_t* room = (uint32_t*)scratch(3, sizeof(uint32_t) * kRoomWords);
-    Activation* x = (Activation*)scratch(4, (int64_t)sizeof(Activation) * rows * Kind::words(all.width));
-    void* h = kConverts<Kind> ? scratch(5, (int64_t)sizeof(float) * rows * all.inner) : all.between_of(task);
+    Activation* x = (Activation*)scratch(4, (int64_t)sizeof(Activation) * rows * Kind::words(width));
+    void* h = kConverts<Kind> ? scratch(5, (int64_t)sizeof(float) * rows * all.inner()) : all.between_of(task);
     gather<Kind>(all, task, x);
-    const Rows between = {h, __is_same(Kind, Halves), task.count, all.inner, all.inner};
+    const Rows between = {h, __is_same(Kind, Halves), task.count, all.inner(), all.inner()};
     const Linear first = {all.job.x, up, between, true, 1};
     for (int64_t group = 0; group < (up.n + kGroup - 1) / kGroup; group++) {
-        group_product<Kind>(x, distance<Kind>(task.count, all.width), task.count, up, group, c, room);
+        group_product<Kind>(x, distance<Kind>(task.count, width), task.count, up, group, c, room);
         finish_group(first, c, 0, task.count, group);
     }
     round_between<Kind>(between, all.job.x.bf16, (uint32_t*)all.between_of(task));
@@ -138,11 +146,11 @@ inline void go_up(const Mixture<Kind>& all, const Task& task) {
 template <class Kind>
 inline void go_down(const Mixture<Kind>& all, const Task& task, int64_t begin, int64_t end) {
     const Matrix& down = all.job.down[task.expert];
-    const int64_t columns = (end < down.n / kGroup ? end * kGroup : down.n) - begin * kGroup;
+    const int64_t columns = all.columns(begin, end);
     float* c = (float*)scratch(2, sizeof(float) * kMostTaskRows<Kind> * kGroup);
     uint32_t* room = (uint32_t*)scratch(3, sizeof(uint32_t) * kRoomWords);
     for (int64_t group = begin; group < end; group++) {
-        group_product<Kind>(all.between_of(task), distance<Kind>(task.count, all.inner), task.count, down, group, c,
+        group_product<Kind>(all.between_of(task), distance<Kind>(task.count, all.inner()), task.count, down, group, c,
                             room);
         const int64_t left = down.n - group * kGroup, own = left < kGroup ? left : kGroup;
         for (int64_t i = 0; i < task.count; i++) {
@@ -170,14 +178,14 @@ SFUMATO_INLINE void mix_parts(const Experts& job, float* parts, int64_t row, int
 template <class Kind>
 inline void run_tasks(const Mixture<Kind>& all, int64_t slice) {
     const Experts& job = all.job;
-    const int64_t groups = (all.width + kGroup - 1) / kGroup;
+    const int64_t groups = (job.down->n + kGroup - 1) / kGroup;
 #pragma omp parallel num_threads(job.threads)
     {
 #pragma omp for schedule(dynamic, 1)
         for (int64_t t = 0; t < all.count; t++) go_up<Kind>(all, all.tasks[t]);
         for (int64_t begin = 0; begin < groups; begin += slice) {
             const int64_t end = begin + slice < groups ? begin + slice : groups;
-            const int64_t left = all.width - begin * kGroup, columns = left < slice * kGroup ? left : slice * kGroup;
+            const int64_t columns = all.columns(begin, end);
 #pragma omp for schedule(dynamic, 1)
             for (int64_t t = 0; t < all.count; t++) go_down<Kind>(all, all.tasks[t], begin, end);
 #pragma omp for schedule(static)
@@ -191,22 +199,21 @@ inline void run_tasks(const Mixture<Kind>& all, int64_t slice) {
 template <class Kind>
 inline void mix_rows(const Experts& job) {
     typedef typename Kind::Activation Activation;
-    Mixture<Kind> all = {job, job.down->n, job.down->k};
+    Mixture<Kind> all = {};
+    all.job = job;
     const int64_t total = job.x.count * job.slots;
     const int64_t most = total / kTaskRows + (job.experts < total ? job.experts : total);
     all.order = (int64_t*)scratch(0, (int64_t)(sizeof(int64_t) * (total + job.experts + 1) + sizeof(Task) * most));
     int64_t* starts = all.order + total;
     all.tasks = (Task*)(starts + job.experts + 1);
-    const int64_t between = sort_by_expert(all, starts) * Kind::words(all.inner);
-    const int64_t groups = (all.width + kGroup - 1) / kGroup;
-    const int64_t fit = kPartsBytes / (int64_t)(sizeof(float) * total * kGroup);
-    const int64_t slice = fit < 1 ? 1 : fit < groups ? fit : groups;
-    const int64_t columns = slice < groups ? slice * kGroup : all.width;
-    const int64_t words = kIsNarrow<Kind> ? job.x.count * Kind::words(all.width) : 0;
+    const int64_t between = sort_by_expert(all, starts) * Kind::words(all.inner());
+    const int64_t groups = (job.down->n + kGroup - 1) / kGroup, fit = kPartsBytes / (total * kGroupBytes);
+    const int64_t slice = fit < 1 ? 1 : fit < groups ? fit : groups, parts = total * all.columns(0, slice);
+    const int64_t words = kIsNarrow<Kind> ? job.x.count * Kind::words(job.x.width) : 0;
     static_assert(sizeof(Activation) == sizeof(float));
-    all.between = (Activation*)scratch(1, (int64_t)sizeof(float) * (between + total * columns + words));
+    all.between = (Activation*)scratch(1, (int64_t)sizeof(float) * (between + parts + words));
     all.parts = (float*)(all.between + between);
-    uint32_t* records = (uint32_t*)(all.parts + total * columns);
+    uint32_t* records = (uint32_t*)(all.parts + parts);
     if constexpr (kIsNarrow<Kind>) narrow_rows(job.x, offset_of(true), job.threads, records);
     all.records = records;
     run_tasks(all, slice);
@@ -221,7 +228,8 @@ SFUMATO_INLINE Rows rows_from(Rows rows, int64_t begin, int64_t count) {
 template <class Kind>
 inline void experts_of(const Experts& job) {
     const int64_t row = job.slots * Kind::words(job.down->k) * (int64_t)sizeof(uint32_t);
-    const int64_t fit = kBetweenBytes / row < 1 ? 1 : kBetweenBytes / row;
+    const int64_t between = kBetweenBytes / row, parts = kPartsBytes / (job.slots * kGroupBytes);
+    const int64_t least = between < parts ? between : parts, fit = least < 1 ? 1 : least;
     const int64_t times = (job.x.count + fit - 1) / fit;
     for (int64_t i = 0, begin = 0; i < times; i++) {
         const int64_t end = job.x.count * (i + 1) / times;

@@ -1,9 +1,10 @@
 // The kernels' interface: plain structs and one table of functions for each instruction set.
 //
 // Every kernel obeys two laws. A row's result has the same bits whichever rows stand beside it and
-// however many threads work, because each output element is one fixed sum: partial sums over runs of
-// kRun values of k in ascending order, added in ascending order. And nothing is read or written
-// outside the shapes that the caller has checked (module.cpp checks them).
+// however many threads work, because each output element is one fixed sum, whose order is the set's own:
+// partial sums over runs of kRun values of k in ascending order, added in ascending order, or those of
+// matrix_tiles.hpp. And nothing is read or written outside the shapes that the caller has checked
+// (module.cpp checks them).
 #pragma once
 
 #include <cstdint>
@@ -149,10 +150,10 @@ struct Norm {
 // Heads of one position after the other become [head][position], normalised and, with tables,
 // rotated: dimension i is paired with i + dim / 2.
 struct Heads {
-    const void* x;  // [batch, positions, heads, dim], rows of heads * dim `stride` apart
+    const void* x;  // [end - begin, heads, dim], rows of heads * dim `stride` apart
     bool bf16;
     int64_t batch, positions, heads, dim, stride;
-    int64_t begin, end;             // of the batch * positions, those to do
+    int64_t begin, end;             // of the batch * positions, those of x
     const float* weight;            // [dim] or null for ones
     const float *cosines, *sines;   // [batch, positions, dim] or null: not rotated
     float eps;

@@ -70,7 +70,7 @@ inline void norm(const Norm& job) {
 
 inline void head_row(const Heads& job, int64_t position, int64_t head, float* room) {
     const int64_t size = job.bf16 ? 2 : 4, dim = job.dim, half = dim / 2;
-    const char* from = (const char*)job.x + (position * job.stride + head * dim) * size;
+    const char* from = (const char*)job.x + ((position - job.begin) * job.stride + head * dim) * size;
     const float* x = floats(from, job.bf16, dim, room);
     const float factor = inverse_rms(x, dim, job.eps);
     float* out = room + dim;

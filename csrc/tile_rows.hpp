@@ -247,7 +247,7 @@ inline void tile_product(const uint32_t* x, int64_t lda, int64_t rows, const Mat
         multiply_many(tiles, x, kBlock * lda, blocks, own, sums, room);
     }
     for (int64_t row = 0; row < rows; row += kBlock)
-        for (int64_t p = 0; p < kPanelsInGroup; p++)
+        for (int64_t p = 0; p < own.own; p++)
             turn_sums(sums + (row / kBlock * kPanelsInGroup + p) * kTileWords,
                       rows - row < kBlock ? rows - row : kBlock, c + row * kGroup + p * kPanel);
 }

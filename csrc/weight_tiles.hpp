@@ -103,7 +103,7 @@ struct GroupRows {
     GroupRows(const Matrix& weight, int64_t group) : w(weight), first(group * kPanelsInGroup) {
         const int64_t left = (w.n + kPanel - 1) / kPanel - first;
         own = left < kPanelsInGroup ? left : kPanelsInGroup;
-        whole = own == kPanelsInGroup && w.n % kPanel == 0;
+        whole = (first + kPanelsInGroup) * kPanel <= w.n;
         for (int64_t p = 0; p < own; p++) places[p] = PanelRows(w, first + p);
     }
 

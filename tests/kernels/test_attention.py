@@ -213,6 +213,19 @@ def test_what_does_not_fit_is_refused(
         )
 
 
+def test_shares_are_not_rounded_to_bf16(kernels: Kernels) -> None:
+    """Of values that nearly cancel: what is left of two shares that differ by less than 2^-9."""
+    apart = torch.arange(1, 33) * 2.0**-13
+    queries = torch.zeros(1, 1, 32, 16)
+    queries[0, 0, :, 0] = apart
+    keys, values = torch.zeros(2, 1, 1, 2, 16)
+    keys[0, 0, 1, 0] = -1
+    values[0, 0, 0], values[0, 0, 1] = 1, -1
+    found = attention(queries.bfloat16(), keys.bfloat16(), values.bfloat16(), None, kernels)
+    expected = (queries.bfloat16()[0, 0, :, 0].float() / 2).tanh()[:, None].expand(32, 16)
+    torch.testing.assert_close(found[0, :, 0].float(), expected, rtol=2**-7, atol=2**-17)
+
+
 def test_large_scores_do_not_overflow(kernels: Kernels) -> None:
     queries, keys, values = _qkv((1, (2, 1), 9, 150, 32), torch.float32, 6)
     found = attention(queries * 300, keys * 300, values, None, kernels)

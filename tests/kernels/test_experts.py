@@ -9,10 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional
 
 from sfumato.errors import InputError
 from sfumato.ops.experts import declines, experts, reference
-from sfumato.ops.kernels import Kernels
+from sfumato.ops.kernels import Kernels, give
 from sfumato.ops.weight import Weight, nvfp4, panels, rows
 from sfumato.quant.nvfp4 import Nvfp4Tensor, quantise
 
@@ -159,16 +160,41 @@ def test_a_row_has_its_bits_alone_and_with_any_threads(
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize(("inner", "hidden"), [(528, 16), (16, 256)])
+@pytest.mark.parametrize(("inner", "hidden"), [(528, 16), (16, 256), (16, 272), (32, 330)])
 def test_a_row_has_its_bits_where_memory_cuts(kernels: Kernels, inner: int, hidden: int) -> None:
     """The rows, since so much is between the products, or the columns, since parts are so many."""
     up, back = _in_rows(*_weights(9, hidden, inner, 1))
     chosen, shares = _routed(3000, 8, 9, 2)
     x = torch.randn(3000, hidden, generator=torch.Generator().manual_seed(3)).bfloat16()
     whole = experts(x, chosen, shares, up, back, kernels)
+    exact = reference(x.float(), chosen, shares, up, back)
+    torch.testing.assert_close(whole.float(), exact, rtol=2e-2, atol=2e-2)
     for begin, end in ((0, 1), (37, 102), (1490, 1510), (2999, 3000)):
         at = slice(begin, end)
         assert torch.equal(experts(x[at], chosen[at], shares[at], up, back, kernels), whole[at])
+
+
+@pytest.mark.parametrize("wide", [16, 96])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_goes_in_may_be_wider_or_narrower(
+    kernels: Kernels, dtype: torch.dtype, wide: int
+) -> None:
+    gate_up, down = _weights(4, 64, 32, 3)
+    down = down[:, :1].expand(-1, wide, -1).contiguous()
+    chosen, shares = _routed(40, 2, 4, 3)
+    x = torch.randn(40, 64, generator=torch.Generator().manual_seed(4)).to(dtype)
+    up, back = _in_rows(gate_up, down)
+    out = torch.empty(40, wide, dtype=dtype)
+    given = (give(one) for one in (x, chosen, shares))
+    weights = (up.native(kernels), back.native(kernels))
+    kernels.native.experts(kernels.name, *given, *weights, give(out), kernels.threads)
+    found = out.float()
+    assert torch.equal(found, found[:, :1].expand_as(found)), "all columns are the same"
+    gate, values = (x.float() @ gate_up.float().mT).chunk(2, dim=-1)
+    active = functional.gelu(gate, approximate="tanh") * values  # [experts, rows, inner]
+    parts = (active * down[:, :1].float()).sum(-1)
+    expected = (parts.T.gather(1, chosen) * shares).sum(1)
+    torch.testing.assert_close(found[:, 0], expected, rtol=2e-2, atol=2e-2)
 
 
 def test_an_expert_that_is_not_there_is_refused(kernels: Kernels) -> None:

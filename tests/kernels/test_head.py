@@ -236,8 +236,30 @@ def test_a_row_has_its_bits_alone_and_with_any_threads(
         assert torch.equal(getattr(whole, name)[length // 2], getattr(alone, name)[0])
 
 
-def test_what_is_no_number_shows_in_its_row_alone(kernels: Kernels) -> None:
+def test_soft_rows_side_by_side_are_taken_from_where_they_are(kernels: Kernels) -> None:
+    """As many as are multiplied at once reach an id, the first of them not at a chunk's begin."""
+    x, table, _, _ = _case(300, 128, 32, 3)
+    x[:, 0], x[:10, 0] = -20.0, 20.0
+    table[:64, 0], table[64:, 0] = 1.0, -1.0
+    one, temperatures = rows(table), torch.ones(300)
+    for own in (x, x.bfloat16()):
+        found = head(own, one, CAP, temperatures, None, kernels)
+        assert bool((found.argmax[:10] < 64).all())
+        assert bool((found.argmax[10:] >= 64).all())
+        out = soft(own, one, CAP, temperatures, found, 4.0, kernels)
+        expected = soft_reference(own.float(), one, CAP, temperatures, 4.0)
+        torch.testing.assert_close(out.float(), expected, rtol=1e-2, atol=2e-2)
+        for row in (9, 10, 100, 265, 266, 299):
+            at = slice(row, row + 1)
+            again = head(own[at], one, CAP, temperatures[at], None, kernels)
+            alone = soft(own[at], one, CAP, temperatures[at], again, 4.0, kernels)
+            assert torch.equal(alone[0], out[row])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_no_number_shows_in_its_row_alone(kernels: Kernels, dtype: torch.dtype) -> None:
     x, table, temperatures, _ = _case(5, 100, 16, 7)
+    x = x.to(dtype)
     clean = head(x, rows(table), CAP, temperatures, None, kernels)
     x[2, 3] = float("nan")
     found = head(x, rows(table), CAP, temperatures, None, kernels)

@@ -91,6 +91,22 @@ def test_more_rows_than_experts_take_at_once(kernels: Kernels, tmp_path: Path) -
     assert torch.equal(whole[1, -1], last[0, 0])
 
 
+def test_more_rows_than_are_projected_at_once(kernels: Kernels, tmp_path: Path) -> None:
+    write_plain(tmp_path / "m")
+    network = load(tmp_path / "m", "float32", kernels=kernels.name).network
+    x = torch.randn(2, 300, network.config.text.hidden_size)
+    for layer in network.layers:
+        dim = layer.self_attn.head_dim
+        tables = (torch.rand(2, 300, dim), torch.rand(2, 300, dim))
+        with torch.inference_mode():
+            found = FastLayer(layer, kernels).project(x, tables)
+            composed = FastLayer(layer, kernels, composed=True).project(x, tables)
+        assert torch.equal(found[0], composed[0])
+        for name in ("keys", "values", "raw"):
+            own, other = getattr(found[1], name), getattr(composed[1], name)
+            assert (own is None and other is None) or torch.equal(own, other)
+
+
 def _layouts(network: DiffusionGemma) -> set[str]:
     kernel = network.layers[0].experts.kernel
     assert isinstance(kernel, partial)

@@ -1,7 +1,8 @@
 """Which parts of a network compiled kernels compute.
 
 Weights stay where the checkpoint's files are mapped: kernels read them in place, in fp32, bf16 or
-NVFP4. Of a small model they take a packed copy, which saves turning a matrix over in every product.
+NVFP4. Of a small model they take a packed copy, which saves turning a matrix over in every product;
+not in bf16 where registers of matrices take it as it is.
 """
 
 from __future__ import annotations

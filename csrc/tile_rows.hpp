@@ -195,27 +195,31 @@ inline void multiply_few(MatrixTiles& tiles, const uint32_t* x, int64_t block, i
     }
 }
 
-// More blocks of rows, whose sums are in memory between runs.
+// Bytes of activations that stay in the second-level cache, 2 MB where there are such registers, beside what passes by.
+constexpr int64_t kStaying = 5 << 18;
+
+// More blocks of rows, with 2 or 4 panels from `first` on, whose sums are in memory between runs. Two panels' run stays
+// in the first-level cache for all blocks.
 inline void multiply_many(MatrixTiles& tiles, const uint32_t* x, int64_t block, int64_t blocks, const GroupRows& rows,
-                          float* sums, uint32_t* room) {
+                          int64_t first, int64_t panels, float* sums, uint32_t* room) {
     constexpr int64_t run = 256;
-    RunLines<run> lines = {rows, room, rows.in_place(), 0, kPanelsInGroup};
+    RunLines<run> lines = {rows, room, rows.in_place(), first, panels};
     PanelAhead ahead[kPanelsInGroup];
     if (!lines.in_place) look_ahead(rows, (blocks + 1) / 2, ahead);
     lines.start(0);
     for (int64_t begin = 0; begin < rows.w.k; begin += run) {
         WeightTiles at[kPanelsInGroup];
         const int64_t count = (lines.count() + kStep - 1) / kStep;
-        const int64_t each = lines.in_each_of(count * ((blocks + 1) / 2) * ((rows.own + 1) / 2));
+        const int64_t each = lines.in_each_of(count * ((blocks + 1) / 2) * (panels / 2));
         lines.finish(at);
         lines.start(begin + run);
-        for (int64_t b = 0; b < blocks; b += 2)
-            for (int64_t p = 0; p < rows.own; p += 2) {
-                float* to = sums + (b * kPanelsInGroup + p) * kTileWords;
+        for (int64_t p = 0; p < panels; p += 2)
+            for (int64_t b = 0; b < blocks; b += 2) {
+                float* to = sums + (b * kPanelsInGroup + first + p) * kTileWords;
                 const uint32_t* from = x + begin / 2 * kBlock + b * block;
                 const auto add = [&]<int B>() {
                     load_sums<B>(tiles, to, begin == 0);
-                    add_run<2, B>(tiles, at + p, from, block, kBlock, count, lines, each, ahead + p);
+                    add_run<2, B>(tiles, at + p, from, block, kBlock, count, lines, each, ahead + first + p);
                     store_sums<B>(tiles, to);
                 };
                 if (b + 1 < blocks)
@@ -244,7 +248,10 @@ inline void tile_product(const uint32_t* x, int64_t lda, int64_t rows, const Mat
     } else if (blocks == 2) {
         for (int64_t p = 0; p < own.own; p += 2) multiply_few<2>(tiles, x, kBlock * lda, kBlock, own, p, sums, room);
     } else {
-        multiply_many(tiles, x, kBlock * lda, blocks, own, sums, room);
+        // Activations pass by once for each of these, and fewer of them leave more of the cache to themselves.
+        const int64_t panels = own.own > 2 && rows * lda * 4 > kStaying ? kPanelsInGroup : 2;
+        for (int64_t p = 0; p < own.own; p += panels)
+            multiply_many(tiles, x, kBlock * lda, blocks, own, p, panels, sums, room);
     }
     for (int64_t row = 0; row < rows; row += kBlock)
         for (int64_t p = 0; p < own.own; p++)

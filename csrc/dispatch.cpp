@@ -56,20 +56,29 @@ const Kernels* const* all_kernels(int* count) {
 namespace {
 
 constexpr int kSlots = kRoomSlot + 1;
+constexpr int64_t kLarge = 16 << 20;  // more than a canvas of the released model takes
 
 struct Memory {
     void* at[kSlots] = {};
     int64_t size[kSlots] = {};
 
-    ~Memory() {
-        for (void* one : at) std::free(one);
+    ~Memory() { give_back(0); }
+
+    void give_back(int64_t least) {
+        for (int slot = 0; slot < kSlots; slot++) {
+            if (size[slot] < least) continue;
+            std::free(at[slot]);
+            at[slot] = nullptr;
+            size[slot] = 0;
+        }
     }
 };
+
+thread_local Memory memory;
 
 }  // namespace
 
 void* scratch(int slot, int64_t bytes) {
-    static thread_local Memory memory;
     if (memory.size[slot] < bytes) {
         std::free(memory.at[slot]);
         const int64_t rounded = (bytes + 4095) / 4096 * 4096;
@@ -82,5 +91,7 @@ void* scratch(int slot, int64_t bytes) {
     }
     return memory.at[slot];
 }
+
+void give_back_scratch() { memory.give_back(kLarge); }
 
 }  // namespace sfumato

@@ -219,4 +219,7 @@ const Kernels* const* all_kernels(int* count);
 constexpr int kRoomSlot = 6;
 void* scratch(int slot, int64_t bytes);
 
+// Frees what of it is large, which many rows at once leave behind.
+void give_back_scratch();
+
 }  // namespace sfumato

@@ -359,6 +359,7 @@ NB_MODULE(_kernels, module) {
         .def("finish", &Layer::finish, nb::arg("set"), nb::arg("x"), nb::arg("mixed"), nb::arg("scale"),
              nb::arg("out"), nb::arg("threads"));
     module.def("instruction_sets", instruction_sets);
+    module.def("give_back_scratch", give_back_scratch);
     module.def("multiplies_bytes", multiplies_bytes, nb::arg("set"));
     module.def("matrix_registers", matrix_registers, nb::arg("set"));
     module.def("linear", run_linear, nb::arg("set"), nb::arg("x"), nb::arg("weight"), nb::arg("out"),

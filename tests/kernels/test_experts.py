@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -195,6 +197,26 @@ def test_what_goes_in_may_be_wider_or_narrower(
     parts = (active * down[:, :1].float()).sum(-1)
     expected = (parts.T.gather(1, chosen) * shares).sum(1)
     torch.testing.assert_close(found[:, 0], expected, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_what_many_rows_took_can_be_given_back(kernels: Kernels) -> None:
+    """24 MB between the products and 12 MB of parts, and the same result afterwards."""
+    gate_up, down = _weights(9, 128, 272, 1)
+    up, back = _in_rows(gate_up.float(), down.float())
+    chosen, shares = _routed(2800, 8, 9, 2)
+    x = torch.randn(2800, 128, generator=torch.Generator().manual_seed(3))
+    kernels.native.give_back_scratch()
+    whole, held = experts(x, chosen, shares, up, back, kernels), _held()
+    kernels.native.give_back_scratch()
+    assert held - _held() > 30e6
+    assert torch.equal(experts(x, chosen, shares, up, back, kernels), whole)
+    kernels.native.give_back_scratch()
+
+
+def _held() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if "RssAnon" in line).split()[1]) * 1024
 
 
 def test_an_expert_that_is_not_there_is_refused(kernels: Kernels) -> None:

@@ -107,6 +107,21 @@ def test_more_rows_than_are_projected_at_once(kernels: Kernels, tmp_path: Path) 
             assert (own is None and other is None) or torch.equal(own, other)
 
 
+def test_a_prompt_gives_back_what_it_took(
+    kernels: Kernels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_plain(tmp_path / "m")
+    network = load(tmp_path / "m", "float32", kernels=kernels.name).network
+    given_back: list[bool] = []
+    monkeypatch.setattr(
+        kernels.native, "give_back_scratch", lambda: given_back.append(True), raising=True
+    )
+    network.encode_positions = 2
+    with torch.inference_mode():
+        network.encode(IDS, attention_mask=REAL)
+    assert given_back == [True], "once for all of its passes"
+
+
 def _layouts(network: DiffusionGemma) -> set[str]:
     kernel = network.layers[0].experts.kernel
     assert isinstance(kernel, partial)

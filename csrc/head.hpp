@@ -152,12 +152,13 @@ template <class Kind>
 inline void head_of(const Head& job, const typename Kind::Activation* x, int64_t lda) {
     const Vocabulary<Kind> words = {x, lda, &job.weight, job.cap};
     const int64_t groups = (job.weight.n + kGroup - 1) / kGroup, rows = job.x.count;
+    const int64_t together = neighbours(rows, groups, job.threads);
     Summary* kept = (Summary*)scratch(1, (int64_t)sizeof(Summary) * groups * rows);
 #pragma omp parallel num_threads(job.threads)
     {
         float* c = (float*)scratch(2, sizeof(float) * kChunk * kGroup);
         uint32_t* room = (uint32_t*)scratch(3, sizeof(uint32_t) * kRoomWords);
-#pragma omp for schedule(dynamic, 1)
+#pragma omp for schedule(dynamic, together)
         for (int64_t group = 0; group < groups; group++) {
             const Scores how = words.scores(group);
             for (int64_t row = 0; row < rows; row += kChunk) {

@@ -254,6 +254,8 @@ inline void need_experts(const Weight& gate_up, const Weight& down) {
     need(gate_up.first.n == 2 * down.first.k && down.first.k % 16 == 0, "gate_up and down do not fit");
     need((gate_up.first.format == Format::f32_rows) == (down.first.format == Format::f32_rows),
          "gate_up and down must both be fp32 or neither");
+    need((gate_up.first.format == Format::i8_rows) == (down.first.format == Format::i8_rows),
+         "gate_up and down must both be in 8 bits or neither");  // 8-bit activations suit the one or the other
 }
 
 // The weights' part of a task for the experts.

@@ -47,6 +47,13 @@ struct Rows {
     int64_t count, width, stride;
 };
 
+// Some of them, which lie where they were.
+inline Rows rows_from(Rows rows, int64_t begin, int64_t count) {
+    rows.data = (char*)rows.data + begin * rows.stride * (rows.bf16 ? 2 : 4);
+    rows.count = count;
+    return rows;
+}
+
 struct Linear {
     Rows x;
     Matrix weight;
@@ -214,12 +221,12 @@ struct Kernels {
 // Every instruction set this library was compiled for, the fastest on this processor first.
 const Kernels* const* all_kernels(int* count);
 
-// Memory of the calling thread, 64-byte aligned, kept until it asks for more of the same slot.
+// Memory of the calling thread, 64-byte aligned, kept until it asks for more of the same slot or gives it back.
 // Slots: 0 and 1 belong to a kernel's caller, the last one to a layer, which calls kernels, the others to workers.
 constexpr int kRoomSlot = 6;
 void* scratch(int slot, int64_t bytes);
 
-// Frees what of it is large, which many rows at once leave behind.
+// Frees the calling thread's slots of 32 MB and more, which many rows at once leave behind.
 void give_back_scratch();
 
 }  // namespace sfumato

@@ -29,10 +29,7 @@ const float* wide_scores(const Rows& scores, float* room) {
 }
 
 Rows part_of(const Rows& rows, const Part& part) {
-    Rows some = rows;
-    some.data = (char*)rows.data + part.begin * rows.stride * (rows.bf16 ? 2 : 4);
-    some.count = part.count;
-    return some;
+    return rows_from(rows, part.begin, part.count);
 }
 
 }  // namespace
@@ -133,12 +130,13 @@ void Layer::heads(const Kernels& kernels, const Rows& x, const Part& part, const
 // Rows meet in attention alone. Where weights are small enough for every thread's cache, each takes its
 // rows through a half of a layer without waiting for the others after every kernel: quicker, and where
 // others want the processors too, a thread that has none holds up the rest once and not twenty times.
+// `rows` are some of `all`, whose number decides.
 template <class Work>
-void Layer::by_parts(const Kernels& kernels, int64_t rows, int threads, const Work& work) const {
+void Layer::by_parts(const Kernels& kernels, int64_t rows, int64_t all, int threads, const Work& work) const {
     const int parts = (int)std::min<int64_t>(threads, std::max<int64_t>(1, rows / kPartRows));
     // As they are: nothing may be turned over or decoded by each thread again.
     const bool in_cache = small_ && (packed_ || (kernels.matrix_registers && plain_));
-    const bool shared = !in_cache || rows > kMostPartRows * parts;
+    const bool shared = !in_cache || all > kMostPartRows * parts;
     if (shared || parts == 1) return work(Part{0, rows, shared ? threads : 1});
     std::exception_ptr problem;  // none may leave the region by itself: memory may run out
 #pragma omp parallel for num_threads(parts) schedule(static)
@@ -184,11 +182,14 @@ void Layer::project(const std::string& set, const Array& x, const Array& cosines
     nb::gil_scoped_release free;
     const int64_t most = std::min(in.count, kProjectedRows), wide = width_of(kQ), narrow = width_of(kK);
     if (most == 0) return;
-    Room room(padded(most * hidden_ * size) + padded(most * wide * size) + 2 * padded(most * narrow * size));
+    const int64_t own_keys = raw ? 0 : narrow, own_values = weights_[kV] ? narrow : 0;
+    int64_t bytes = 0;
+    for (int64_t width : {hidden_, wide, own_keys, own_values}) bytes += padded(most * width * size);
+    Room room(bytes);
     const auto take = [&](int64_t width) { return rows_at(room.take(most * width * size), in.bf16, most, width); };
-    const Rows normed = take(hidden_), q = take(wide), k_room = take(narrow), v_room = take(narrow);
+    const Rows normed = take(hidden_), q = take(wide), k_room = take(own_keys), v_room = take(own_values);
     for (int64_t begin = 0; begin < in.count; begin += most) {
-        by_parts(kernels, std::min(most, in.count - begin), threads, [&](const Part& part) {
+        by_parts(kernels, std::min(most, in.count - begin), in.count, threads, [&](const Part& part) {
             const Part own = {begin + part.begin, part.count, part.threads};  // of all rows
             const Rows x = part_of(normed, part), queries_ = part_of(q, part);
             const Rows k = raw ? part_of(raw_keys, own) : part_of(k_room, part);
@@ -216,7 +217,7 @@ void Layer::finish(const std::string& set, const Array& x, const Array& mixed, f
     nb::gil_scoped_release free;
     if (in.count == 0) return;
     const Between between = take_between(in.count, in.bf16);
-    by_parts(kernels, in.count, threads, [&](const Part& part) {
+    by_parts(kernels, in.count, in.count, threads, [&](const Part& part) {
         const Rows middle = part_of(between.middle, part);
         linear(kernels, kO, part_of(heads, part), middle, false, part.threads);
         norm(kernels, kAttended, middle, part_of(in, part), 1.0f, middle, part.threads);

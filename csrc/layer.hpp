@@ -59,7 +59,7 @@ class Layer {
     void feed_forward(const Kernels& kernels, const Between& all, const Part& part, float scale,
                       const Rows& out) const;
     template <class Work>
-    void by_parts(const Kernels& kernels, int64_t rows, int threads, const Work& work) const;
+    void by_parts(const Kernels& kernels, int64_t rows, int64_t all, int threads, const Work& work) const;
     void experts(const Kernels& kernels, const Rows& x, const int64_t* chosen, const float* shares,
                  const Rows& out, int threads) const;
     int64_t width_of(int weight) const { return weights_[weight]->first.n; }

@@ -1,7 +1,7 @@
 // out = x . weight^T, with the gated activation of an MLP if asked for.
 //
 // Error bound: |out - exact| <= 1.1 * (k / 512 + 512) * 2^-24 * sum |x| |w|, before rounding to bf16; by registers of
-// matrices 1.1 * (k / 32 + 18) * 2^-24 instead.
+// matrices 1.1 * (k / 32 + 18) * 2^-24 instead, where no number is subnormal: those they may take for zero.
 #pragma once
 
 #include "tile.hpp"

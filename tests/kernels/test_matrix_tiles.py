@@ -75,6 +75,20 @@ def test_sums_have_the_order_that_is_stated(m: int, n: int, half_k: int, seed: i
             assert torch.equal(_sums(own, weight, name), expected), (name, weight.layout)
 
 
+@pytest.mark.skipif(not TILES, reason="there are no kernels here")
+@pytest.mark.parametrize(("m", "n"), [(241, 176), (256, 256)])
+def test_rows_that_leave_the_cache_have_their_order(m: int, n: int) -> None:
+    """Four panels a pass, and three in a last group: of 256 rows of 2,816 values."""
+    x, weight = _matrix(m, 2816, 1), _matrix(n, 2816, 2)
+    expected = _in_steps(x, weight)
+    for name in TILES:
+        assert torch.equal(_sums(x, rows(weight), name), expected), name
+        stored = nvfp4([quantise(weight.float())])
+        whole = _sums(x, stored, name)
+        for row in (0, 15, 16, 130, m - 1):
+            assert torch.equal(_sums(x[row : row + 1], stored, name)[0], whole[row]), (name, row)
+
+
 @pytest.mark.skipif(len(TILES) < 2, reason="this processor has no registers of matrices")
 def test_amx_and_its_twin_agree() -> None:
     """To the bit in what is multiplied; where an exponential stands between, nearly."""

@@ -108,6 +108,22 @@ def test_experts(narrow: Kernels, dtype: torch.dtype) -> None:
     assert dtype != torch.float32 or float(near.float().mean()) > 0.9
 
 
+@pytest.mark.parametrize(("inner", "hidden"), [(32, 320), (1600, 64)])
+def test_experts_where_memory_cuts(narrow: Kernels, inner: int, hidden: int) -> None:
+    """Columns, behind whose parts the rows in 8 bits lie, or rows: each as it is alone."""
+    gate, values = (_normal(4 * inner, hidden, seed).view(4, inner, hidden) / 8 for seed in (1, 2))
+    down = _normal(4 * hidden, inner, 3).view(4, hidden, inner) / inner**0.5
+    up, back = nvfp4([quantise(gate)], [quantise(values)]), nvfp4([quantise(down)])
+    x = _normal(3100, hidden, 4).bfloat16()
+    chosen = torch.randint(4, (3100, 8), generator=torch.Generator().manual_seed(5))
+    shares = torch.rand(3100, 8, generator=torch.Generator().manual_seed(6))
+    whole = experts_op.experts(x, chosen, shares, up, back, narrow)
+    for begin in range(0, 3100, 155):
+        at = slice(begin, begin + 5)
+        alone = experts_op.experts(x[at], chosen[at], shares[at], up, back, narrow)
+        assert torch.equal(alone, whole[at])
+
+
 def test_head_and_soft_embeddings(narrow: Kernels) -> None:
     table = int8(quantise_rows(_normal(300, 64, 1)))
     x, temperatures = _normal(20, 64, 2) * 3 / 8, torch.full((20,), 0.7)

@@ -279,7 +279,7 @@ class DiffusionGemma(nn.Module):
             start = end
         cache.take(grown)
         if self.kernels is not None:
-            self.kernels.native.give_back_scratch()  # of long prompts, 0.1 GB that no canvas needs
+            self.kernels.native.give_back_scratch()  # of long prompts, up to 0.1 GB
         return hidden[0] if len(hidden) == 1 else torch.cat(hidden, dim=1), cache
 
     def _cuts(self, images: Tensor, held: int) -> list[int]:

@@ -148,12 +148,11 @@ inline void project_up(const Mixture<Kind>& all, const Task& task) {
 template <class Kind>
 inline void project_down(const Mixture<Kind>& all, const Task& task, int64_t begin, int64_t end) {
     const Matrix& down = all.job.down[task.expert];
-    const int64_t columns = all.columns(begin, end);
+    const int64_t columns = all.columns(begin, end), lda = distance<Kind>(task.count, all.inner());
     float* c = (float*)scratch(2, sizeof(float) * kMostTaskRows<Kind> * kGroup);
     uint32_t* room = (uint32_t*)scratch(3, sizeof(uint32_t) * kRoomWords);
     for (int64_t group = begin; group < end; group++) {
-        group_product<Kind>(all.intermediate_of(task), distance<Kind>(task.count, all.inner()), task.count, down, group, c,
-                            room);
+        group_product<Kind>(all.intermediate_of(task), lda, task.count, down, group, c, room);
         const int64_t left = down.n - group * kGroup, own = left < kGroup ? left : kGroup;
         for (int64_t i = 0; i < task.count; i++) {
             const int64_t number = all.order[task.begin + i];

@@ -113,9 +113,7 @@ def test_a_prompt_gives_back_what_it_took(
     write_plain(tmp_path / "m")
     network = load(tmp_path / "m", "float32", kernels=kernels.name).network
     given_back: list[bool] = []
-    monkeypatch.setattr(
-        kernels.native, "give_back_scratch", lambda: given_back.append(True)
-    )
+    monkeypatch.setattr(kernels.native, "give_back_scratch", lambda: given_back.append(True))
     network.encode_positions = 2
     with torch.inference_mode():
         network.encode(IDS, attention_mask=REAL)

@@ -16,7 +16,8 @@ from torch.nn import functional
 from sfumato.errors import InputError
 from sfumato.ops.experts import declines, experts, reference
 from sfumato.ops.kernels import Kernels, give, reason_for_none
-from sfumato.ops.weight import Weight, nvfp4, panels, rows
+from sfumato.ops.weight import Weight, int8, nvfp4, panels, rows
+from sfumato.quant.int8 import quantise_rows
 from sfumato.quant.nvfp4 import Nvfp4Tensor, quantise
 
 many = settings(max_examples=25, deadline=None)
@@ -250,6 +251,14 @@ def test_an_expert_that_is_not_there_is_refused(kernels: Kernels) -> None:
     for wrong in (-1, 3):
         with pytest.raises(ValueError, match="not there"):
             experts(x, torch.full((2, 1), wrong), shares, up, back, kernels)
+
+
+def test_eight_bits_beside_another_format_are_refused(kernels: Kernels) -> None:
+    up, _ = _in_nvfp4(*_weights(1, 32, 16, 1))
+    back = int8(quantise_rows(torch.randn(32, 16)))
+    x, chosen = torch.zeros(2, 32), torch.zeros(2, 1, dtype=torch.int64)
+    with pytest.raises(ValueError, match="8 bits or neither"):
+        experts(x, chosen, torch.ones(2, 1), up, back, kernels)
 
 
 def test_reasons_to_decline() -> None:

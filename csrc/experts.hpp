@@ -38,7 +38,7 @@ struct Mixture {
     Task* tasks;
     int64_t count;            // of tasks
     const uint32_t* records;  // of all rows, where they are in 8 bits
-    Activation* intermediate;  // between the two products
+    Activation* intermediate;
     float* parts;             // [row][slot][columns of a slice]
 
     int64_t inner() const { return job.down->k; }

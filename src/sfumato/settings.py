@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from sfumato.errors import UsageError
 
@@ -17,8 +15,6 @@ _TRUE = frozenset({"1", "on", "yes", "true"})  # as huggingface_hub reads its ow
 _MAX_THREADS = 4096
 _ALLOCATOR = ("MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 _WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
-_LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # torch's own name
-_PAGES_ASKED_FOR = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _FEW_PROCESSORS = 4
 _TURNS = "1000"  # 10 to 40 microseconds, by the processor
 _DUMB = frozenset({"", "dumb", "unknown"})  # of TERM; without one, a terminal is what git calls so
@@ -85,33 +81,14 @@ def _threads(text: str) -> int | None:
 
 
 def prepare_for_torch() -> None:
-    """Set what torch and its runtime read from the environment while they are loaded.
-
-    What the user has set stays, and so does all of it where torch is loaded already.
-    """
-    if "torch" not in sys.modules:
-        _let_waiting_threads_sleep()
-        _ask_for_large_pages()
-
-
-def _let_waiting_threads_sleep() -> None:
     """On a few processors, let threads that wait for others sleep after a moment's turning.
 
     A thread that turns in a loop takes the processor from the one it waits for as soon as other
     programs want theirs: two such programs on two cores were seen to take 80 times as long. But to
-    wake one takes longer than most waits of a quiet machine (decision 27).
+    wake one takes longer than most waits of a quiet machine (decision 27). What the user has set
+    stays. torch's runtime reads it while it is loaded; where it is already, nothing is done.
     """
-    if any(name in os.environ for name in _WAITING):
+    if "torch" in sys.modules or any(name in os.environ for name in _WAITING):
         return
     if hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) <= _FEW_PROCESSORS:
         os.environ["GOMP_SPINCOUNT"] = _TURNS
-
-
-def _ask_for_large_pages() -> None:
-    """Let torch ask for pages of 2 MB for large tensors, where Linux gives them if it is asked.
-
-    A pass takes and gives back hundreds of MB, and every 4 KB of it would be a fault (decision 29).
-    """
-    with suppress(OSError):
-        if _LARGE_PAGES not in os.environ and "[madvise]" in _PAGES_ASKED_FOR.read_text():
-            os.environ[_LARGE_PAGES] = "1"

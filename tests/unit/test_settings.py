@@ -6,13 +6,11 @@ import dataclasses
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from sfumato import settings
 from sfumato.errors import UsageError
-from sfumato.settings import Settings, prepare_for_torch
+from sfumato.settings import Settings
 
 
 def test_an_empty_environment_gives_the_defaults() -> None:
@@ -111,49 +109,3 @@ def test_waiting_threads_do_what_the_user_says() -> None:
     assert waiting(use, GOMP_SPINCOUNT="77") == "77"
     assert waiting(use, OMP_WAIT_POLICY="active") == "None"
     assert waiting(FEW + "import torch, sfumato; sfumato.load") == "None", "it would be too late"
-
-
-PAGES = "THP_MEM_ALLOC_ENABLE"
-
-
-@pytest.fixture
-def before_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "torch", raising=False)
-    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
-    monkeypatch.setenv(PAGES, "")  # as it is afterwards, whatever is set meanwhile
-    monkeypatch.delenv(PAGES)
-
-
-@pytest.mark.parametrize(
-    ("modes", "asked"),
-    [
-        ("always [madvise] never", True),
-        ("[always] madvise never", False),
-        ("always madvise [never]", False),
-        (None, False),
-    ],
-)
-@pytest.mark.usefixtures("before_torch")
-def test_large_pages_are_asked_for_where_linux_waits_to_be_asked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, modes: str | None, asked: bool
-) -> None:
-    file = tmp_path / "enabled"
-    if modes is not None:
-        file.write_text(modes)
-    monkeypatch.setattr(settings, "_PAGES_ASKED_FOR", file)
-    prepare_for_torch()
-    assert os.environ.get(PAGES) == ("1" if asked else None)
-
-
-@pytest.mark.usefixtures("before_torch")
-def test_large_pages_are_as_the_user_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "enabled"
-    file.write_text("always [madvise] never")
-    monkeypatch.setattr(settings, "_PAGES_ASKED_FOR", file)
-    with monkeypatch.context() as late:
-        late.setitem(sys.modules, "torch", sys)
-        prepare_for_torch()
-        assert PAGES not in os.environ, "it would be too late"
-    monkeypatch.setenv(PAGES, "0")
-    prepare_for_torch()
-    assert os.environ[PAGES] == "0"

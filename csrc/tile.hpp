@@ -16,12 +16,13 @@ constexpr bool kPairedActivations = false;
 #endif
 
 // The odd values of pairs of bf16. AVX2's tile has sums in 12 of 16 registers: a mask that takes another
-// for itself drives some of them to memory in every step, so it stays there instead.
+// for itself drives some of them to memory in every step, so it stays there instead. By its address: beside
+// an operand in memory GCC keeps no sum in a register across steps, and stores all of them in each.
 SFUMATO_INLINE vf odd_of(vu pairs) {
 #if defined(__AVX2__) && !defined(__AVX512F__) && defined(__GNUC__)
     static const vu high = vu{} + 0xffff0000u;
     vu odd;
-    asm("vpand %2, %1, %0" : "=x"(odd) : "x"(pairs), "m"(high));
+    asm("vpand (%2), %1, %0" : "=x"(odd) : "x"(pairs), "r"(&high));
     return (vf)odd;
 #else
     return second_of(pairs);

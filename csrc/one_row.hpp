@@ -40,17 +40,29 @@ struct OneRow {
 
     static constexpr int64_t bytes(int64_t values) { return values * 4 / Words::each; }
 
-    // A run's activations, and zeros behind them.
-    SFUMATO_INLINE void take(const Factor* from, int64_t count) {
+    // A run's activations, and zeros behind them. False if their products with Words' unit are not exact: x has
+    // them as they are then.
+    SFUMATO_INLINE bool take(const Factor* from, int64_t count) {
         const int64_t there = sizeof(Factor) * (count / per_factor);
         memcpy(x, from, there);
         memset((char*)x + there, 0, sizeof x - there);
+        if constexpr (Words::unit != 1) {
+            vi exact = ~vi{};
+            for (int64_t i = 0; i < kRun; i += kLanes) {
+                const vf own = load<vf>(x + i);
+                exact &= own * Words::unit * (1 / Words::unit) == own;
+            }
+            if (lanes_of(exact) != (1u << kLanes) - 1) return false;
+            for (int64_t i = 0; i < kRun; i += kLanes) store(x + i, load<vf>(x + i) * Words::unit);
+        }
+        return true;
     }
-    SFUMATO_INLINE void take(const uint16_t* from, int64_t count) {
+    SFUMATO_INLINE bool take(const uint16_t* from, int64_t count) {
         int64_t i = 0;
         for (; i + kLanes <= count; i += kLanes) store(x + i, load_bf16(from + i));
         for (; i < count; i++) x[i] = widen(from[i]);
         memset(x + count, 0, sizeof(Factor) * (kRun - count));
+        return true;
     }
 
     // The scales of a run's groups, in bytes.
@@ -93,14 +105,14 @@ struct OneRow {
             __builtin_prefetch((const char*)((uintptr_t)panel.rows[0] + next + word * 64), 0, 2);
     }
 
-    // Calls `take` with each of `word`'s values: their vector, their step and their place in the sums.
-    template <class Take>
+    // Calls `take` with each of `word`'s values as `Kind` has them: their vector, their step and their place in the sums.
+    template <class Kind, class Take>
     SFUMATO_INLINE void each_value(int64_t word, const Take& take) const {
         const uint32_t* scale = scales + Words::scales * (word * Words::each / 16 * kGroup);
         for (int first = 0; first < kSums; first += kTogether) {
-            Words own[kTogether];
+            Kind own[kTogether];
             for (int v = 0; v < kTogether; v++)
-                own[v] = Words(load<vu>(words + word * kGroup + (first + v) * kLanes),
+                own[v] = Kind(load<vu>(words + word * kGroup + (first + v) * kLanes),
                                scale + Words::scales * (first + v) * kLanes);
             for (int i = 0; i < Words::steps; i++)
                 for (int v = 0; v < kTogether; v++) take(own[v], i, first + v);
@@ -108,10 +120,11 @@ struct OneRow {
     }
 
     // sum += x . words, in the order of k, for the first `count` words, `from` being their activations.
+    template <class Kind>
     SFUMATO_INLINE void add(vf (&sum)[kSums], const Factor* from, int64_t count, int64_t next) const {
         for (int64_t word = 0; word < count; word++, from += Words::steps) {
             fetch_next(next, word);
-            each_value(word, [&](const Words& own, int i, int v) { sum[v] = own.add(sum[v], from[i], i); });
+            each_value<Kind>(word, [&](const Kind& own, int i, int v) { sum[v] = own.add(sum[v], from[i], i); });
         }
     }
 
@@ -123,7 +136,7 @@ struct OneRow {
             const int64_t end = word + step < count ? word + step : count;
             for (; word < end; word++, from += Words::steps) {
                 fetch_next(next, word);
-                each_value(word, [&](const Words& own, int i, int v) {
+                each_value<Words>(word, [&](const Words& own, int i, int v) {
                     part[i % 2][v] = own.add(part[i % 2][v], from[i], i);
                 });
             }
@@ -138,7 +151,7 @@ struct OneRow {
         int64_t next = (weight.values ? kGroup / 2 : kGroup) * stride;
         for (int64_t begin = 0; begin < weight.k; begin += kRun) {
             const int64_t run = weight.k - begin < kRun ? weight.k - begin : kRun;
-            take(from + begin / (kApart ? 1 : per_factor), run);
+            const bool exact = take(from + begin / (kApart ? 1 : per_factor), run);
             if constexpr (Words::scales > 0) turn_scales(begin, run);
             vf sum[kSums] = {};
             for (int v = 0; v < kSums && kApart; v++) sum[v] = load<vf>(c + v * kLanes);
@@ -151,8 +164,10 @@ struct OneRow {
                 const int64_t count = (some + Words::each - 1) / Words::each;
                 if constexpr (kApart)
                     add_apart(sum, x + at / per_factor, count, next);
+                else if (exact)
+                    add<Words>(sum, x + at / per_factor, count, next);
                 else
-                    add(sum, x + at / per_factor, count, next);
+                    add<typename Words::Exact>(sum, x + at / per_factor, count, next);
             }
             for (int v = 0; v < kSums; v++) {
                 float* to = c + v * kLanes;

@@ -10,24 +10,24 @@
 namespace sfumato::SFUMATO_ISA {
 
 #if defined(__AVX2__) && !defined(__AVX512F__)
-// An 8 x 8 square of 32-bit values: to[i * stride + j] = from[j][at + i].
+// An 8 x 8 square of 32-bit values: to[i * stride + j] = from[j][at + i]. Rows go to their halves as they are loaded,
+// which leaves two thirds of the shuffles that turning registers takes.
 SFUMATO_INLINE void transpose_8x8(const uint32_t* const* from, int64_t at, uint32_t* to,
                                   int64_t stride = kPanel) {
-    __m256 a[8], b[8];
-    for (int j = 0; j < 8; j++) a[j] = _mm256_loadu_ps((const float*)(from[j] + at));
-    for (int j = 0; j < 8; j += 2) {
-        b[j] = _mm256_unpacklo_ps(a[j], a[j + 1]);
-        b[j + 1] = _mm256_unpackhi_ps(a[j], a[j + 1]);
-    }
-    for (int j = 0; j < 8; j += 4) {
-        a[j] = _mm256_shuffle_ps(b[j], b[j + 2], 0x44);
-        a[j + 1] = _mm256_shuffle_ps(b[j], b[j + 2], 0xee);
-        a[j + 2] = _mm256_shuffle_ps(b[j + 1], b[j + 3], 0x44);
-        a[j + 3] = _mm256_shuffle_ps(b[j + 1], b[j + 3], 0xee);
-    }
-    for (int i = 0; i < 4; i++) {
-        _mm256_storeu_ps((float*)(to + i * stride), _mm256_permute2f128_ps(a[i], a[i + 4], 0x20));
-        _mm256_storeu_ps((float*)(to + (i + 4) * stride), _mm256_permute2f128_ps(a[i], a[i + 4], 0x31));
+    for (int i = 0; i < 8; i += 4, to += 4 * stride) {
+        __m256 a[4], b[4];
+        for (int j = 0; j < 4; j++) {
+            const auto row = [&](int which) { return _mm_loadu_ps((const float*)(from[which] + at + i)); };
+            a[j] = _mm256_insertf128_ps(_mm256_castps128_ps256(row(j)), row(j + 4), 1);
+        }
+        for (int j = 0; j < 4; j += 2) {
+            b[j] = _mm256_unpacklo_ps(a[j], a[j + 1]);
+            b[j + 1] = _mm256_unpackhi_ps(a[j], a[j + 1]);
+        }
+        for (int j = 0; j < 2; j++) {
+            _mm256_storeu_ps((float*)(to + 2 * j * stride), _mm256_shuffle_ps(b[j], b[j + 2], 0x44));
+            _mm256_storeu_ps((float*)(to + (2 * j + 1) * stride), _mm256_shuffle_ps(b[j], b[j + 2], 0xee));
+        }
     }
 }
 

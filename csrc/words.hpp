@@ -2,7 +2,8 @@
 //
 // Each kind tells how many values a word holds (`each`), in how many steps they are multiplied (`steps`) with
 // factors of which type, how many 32-bit numbers stand for a group's scale (`scales`), and adds step `i` to a sum, x
-// being its activations: one in fp32, or two in bf16.
+// being its activations: one in fp32, or two in bf16, times `unit`. Activations that lose something by that go by
+// way of `Exact`.
 #pragma once
 
 #include "panels.hpp"
@@ -11,9 +12,20 @@ namespace sfumato::SFUMATO_ISA {
 
 #if defined(__AVX2__)
 
+#if !defined(__AVX512F__)
+// Byte `i` of each word in the highest place, and zeros.
+SFUMATO_INLINE __m256i highest(__m256i words, int i) {
+    const char b = (char)i;
+    return _mm256_shuffle_epi8(words, _mm256_broadcastsi128_si256(_mm_setr_epi8(
+        -1, -1, -1, b, -1, -1, -1, b + 4, -1, -1, -1, b + 8, -1, -1, -1, b + 12)));
+}
+#endif
+
 struct SingleBytes {  // four values in 8 bits, which have scales of their rows
     typedef float Factor;
+    typedef SingleBytes Exact;
     static constexpr int each = 4, steps = 4, scales = 0;
+    static constexpr float unit = 1;
     FourBytes values;
 
     SFUMATO_INLINE SingleBytes() : values(vu{}) {}
@@ -22,11 +34,32 @@ struct SingleBytes {  // four values in 8 bits, which have scales of their rows
     SFUMATO_INLINE vf add(vf sum, float x, int i) const { return multiply_add(values.value(i), x, sum); }
 };
 
+#if !defined(__AVX512F__)
+// The same with a byte in its word's highest place, 2^24 times too large: one instruction where a shift there and
+// back takes two. The activations make it good, where that is exact.
+struct RaisedBytes {
+    typedef float Factor;
+    typedef SingleBytes Exact;
+    static constexpr int each = 4, steps = 4, scales = 0;
+    static constexpr float unit = 0x1p-24f;
+    __m256i words;
+
+    RaisedBytes() = default;
+    SFUMATO_INLINE RaisedBytes(vu from, const uint32_t*) : words((__m256i)from) {}
+
+    SFUMATO_INLINE vf add(vf sum, float x, int i) const {
+        return multiply_add((vf)_mm256_cvtepi32_ps(highest(words, i)), x, sum);
+    }
+};
+#endif
+
 #if defined(__AVX512BF16__)
 // The same as pairs of bf16.
 struct PairedBytes {
     typedef uint32_t Factor;
+    typedef PairedBytes Exact;
     static constexpr int each = 4, steps = 2, scales = 0;
+    static constexpr float unit = 1;
     FourBytes values;
 
     SFUMATO_INLINE PairedBytes() : values(vu{}) {}
@@ -41,7 +74,9 @@ struct PairedBytes {
 // Eight codes of NVFP4, one by one.
 struct SingleCodes {
     typedef float Factor;
+    typedef SingleCodes Exact;
     static constexpr int each = 8, steps = 8, scales = 1;
+    static constexpr float unit = 1;
     vf scale;
 
     SingleCodes() = default;
@@ -73,10 +108,7 @@ struct SingleCodes {
     // A byte in the highest place is 2^24 times too large, which the scale makes good. Exact: a code and a
     // scale have six significant bits together.
     SFUMATO_INLINE vf value(int i) const {
-        const char b = (char)(i / 2);
-        const __m256i places = _mm256_broadcastsi128_si256(_mm_setr_epi8(
-            -1, -1, -1, b, -1, -1, -1, b + 4, -1, -1, -1, b + 8, -1, -1, -1, b + 12));
-        return (vf)_mm256_cvtepi32_ps(_mm256_shuffle_epi8(i % 2 ? odd : even, places)) * scale;
+        return (vf)_mm256_cvtepi32_ps(highest(i % 2 ? odd : even, i / 2)) * scale;
     }
 #endif
     SFUMATO_INLINE vf add(vf sum, float x, int i) const { return multiply_add(value(i), x, sum); }
@@ -86,7 +118,9 @@ struct SingleCodes {
 // The same as pairs of bf16 (code_pairs.hpp).
 struct PairedCodes {
     typedef uint32_t Factor;
+    typedef PairedCodes Exact;
     static constexpr int each = 8, steps = 4, scales = 2;
+    static constexpr float unit = 1;
     vu words;
     PairScale scale;
 
@@ -102,7 +136,9 @@ struct PairedCodes {
 
 struct PairedHalves {
     typedef uint32_t Factor;
+    typedef PairedHalves Exact;
     static constexpr int each = 2, steps = 1, scales = 0;
+    static constexpr float unit = 1;
     vu words;
 
     PairedHalves() = default;
@@ -116,7 +152,9 @@ struct PairedHalves {
 // Two values in bf16.
 struct SingleHalves {
     typedef float Factor;
+    typedef SingleHalves Exact;
     static constexpr int each = 2, steps = 2, scales = 0;
+    static constexpr float unit = 1;
     vu words;
 
     SingleHalves() = default;
@@ -132,9 +170,11 @@ struct SingleHalves {
 template <class Activation>
 struct WordsFor {
     typedef SingleCodes Codes;
-    typedef SingleBytes Bytes;
 #if defined(__AVX512F__)
+    typedef SingleBytes Bytes;
     typedef SingleHalves Halves;
+#else
+    typedef RaisedBytes Bytes;
 #endif
 };
 #if defined(__AVX512BF16__)

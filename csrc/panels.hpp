@@ -103,6 +103,20 @@ struct FourBytes {
 #endif
 };
 
+#if defined(__AVX2__)
+// Pairs of bf16 as fp32, [count / 2][16] words to twice as many. They may be the last half of where they go to.
+inline void widen_pairs(const uint32_t* from, int64_t count, uint32_t* to) {
+    for (int64_t i = 0; i < count / 2; i++, from += kPanel, to += 2 * kPanel) {
+        vu pairs[kVectors];
+        for (int v = 0; v < kVectors; v++) pairs[v] = load<vu>(from + v * kLanes);
+        for (int v = 0; v < kVectors; v++) {
+            store(to + v * kLanes, first_of(pairs[v]));
+            store(to + kPanel + v * kLanes, second_of(pairs[v]));
+        }
+    }
+}
+#endif
+
 // Eight-bit values of 16 rows as bf16, which holds them exactly.
 inline void widen_bytes(const uint8_t* const* rows, int64_t begin, int64_t count, uint32_t* to) {
     uint32_t room[kRun / 4 * kPanel];
@@ -135,10 +149,11 @@ inline void raise_bytes(const uint8_t* const* rows, int64_t begin, int64_t count
 // What a panel becomes.
 enum class As { pairs, floats, codes };
 
-// Whether a panel of the format can be had in fp32 at once, and as fast as in pairs of bf16.
-SFUMATO_INLINE bool decodes_to_floats([[maybe_unused]] const Matrix& w) {
+// Whether so many rows have a panel in fp32. NVFP4 is had so as fast as in pairs of bf16. To widen others' pairs costs
+// as much as four tiles save by it.
+SFUMATO_INLINE bool decodes_to_floats([[maybe_unused]] const Matrix& w, [[maybe_unused]] int64_t rows) {
 #if defined(__AVX2__)
-    return w.format == Format::nvfp4_rows;
+    return w.format == Format::nvfp4_rows || (kLanes == 8 && rows >= 24);
 #else
     return false;
 #endif
@@ -174,6 +189,12 @@ struct PanelRows {
 template <As kAs = As::pairs>
 inline const uint32_t* panel_words(const Matrix& w, int64_t panel, int64_t begin, int64_t count,
                                    uint32_t* room) {
+#if defined(__AVX2__)
+    if (kAs == As::floats && w.format != Format::nvfp4_rows) {
+        widen_pairs(panel_words(w, panel, begin, count, room + count / 2 * kPanel), count, room);
+        return room;
+    }
+#endif
     if (w.format == Format::bf16_panels)
         return (const uint32_t*)w.data + (panel * (w.k / 2) + begin / 2) * kPanel;
     const PanelRows own(w, panel);

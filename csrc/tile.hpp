@@ -183,7 +183,7 @@ inline void panels_product(const typename Kind::Activation* x, int64_t lda, int6
         for (int p = 0; p < own; p += kTilePanels) {
             const int wide = own - p < kTilePanels ? own - p : kTilePanels;
             if constexpr (__is_same(Kind, FloatRows)) {
-                if (decodes_to_floats(w)) {
+                if (decodes_to_floats(w, rows)) {
                     for (int i = 0; i < wide; i++) {
                         uint32_t* own_room = room + i * 2 * kRun * kPanel;
                         words[i] = panel_words<As::floats>(w, first + p + i, begin, count, own_room);

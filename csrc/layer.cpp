@@ -134,7 +134,8 @@ void Layer::heads(const Kernels& kernels, const Rows& x, const Part& part, const
 template <class Work>
 void Layer::by_parts(const Kernels& kernels, int64_t rows, int64_t all, int threads, const Work& work) const {
     const int parts = (int)std::min<int64_t>(threads, std::max<int64_t>(1, rows / kPartRows));
-    // As they are: nothing may be turned over or decoded by each thread again.
+    // As they are: nothing may be turned over or decoded by each thread again, but bf16 widened where a thread's own
+    // rows pay for it (panels.hpp).
     const bool in_cache = small_ && (packed_ || (kernels.matrix_registers && plain_));
     const bool shared = !in_cache || all > kMostPartRows * parts;
     if (shared || parts == 1) return work(Part{0, rows, shared ? threads : 1});

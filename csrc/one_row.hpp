@@ -21,6 +21,7 @@ constexpr int kTogether = kLanes == 16 ? kSums : 1;  // sums whose words are in 
 template <class Words, bool kApart = false>
 struct OneRow {
     typedef typename Words::Factor Factor;
+    static constexpr bool kRaised = requires { Words::unit; };
     static constexpr int64_t slice = kSliceWords * Words::each;  // values of k
     static constexpr int64_t per_factor = Words::each / Words::steps;
     static constexpr int64_t scale_words = Words::scales * slice / 16 * kGroup;
@@ -40,20 +41,23 @@ struct OneRow {
 
     static constexpr int64_t bytes(int64_t values) { return values * 4 / Words::each; }
 
-    // A run's activations, and zeros behind them. False if their products with Words' unit are not exact: x has
-    // them as they are then.
+    // A run's activations, and zeros behind them. Raised words have them times their unit; false if that loses
+    // something or one is no number, and x then has them as they are.
     SFUMATO_INLINE bool take(const Factor* from, int64_t count) {
         const int64_t there = sizeof(Factor) * (count / per_factor);
         memcpy(x, from, there);
         memset((char*)x + there, 0, sizeof x - there);
-        if constexpr (Words::unit != 1) {
+        if constexpr (kRaised) {
+            static_assert(per_factor == 1 && !kApart);
             vi exact = ~vi{};
             for (int64_t i = 0; i < kRun; i += kLanes) {
-                const vf own = load<vf>(x + i);
-                exact &= own * Words::unit * (1 / Words::unit) == own;
+                const vf own = load<vf>(x + i), small = own * Words::unit;
+                exact &= small * (1 / Words::unit) == own;
+                store(x + i, small);
             }
-            if (lanes_of(exact) != (1u << kLanes) - 1) return false;
-            for (int64_t i = 0; i < kRun; i += kLanes) store(x + i, load<vf>(x + i) * Words::unit);
+            if (lanes_of(exact) == (1u << kLanes) - 1) return true;
+            memcpy(x, from, there);
+            return false;
         }
         return true;
     }
@@ -105,15 +109,17 @@ struct OneRow {
             __builtin_prefetch((const char*)((uintptr_t)panel.rows[0] + next + word * 64), 0, 2);
     }
 
-    // Calls `take` with each of `word`'s values as `Kind` has them: their vector, their step and their place in the sums.
+    // Calls `take` with each of `word`'s values as `Kind` has them: their vector, their step and their place in the
+    // sums.
     template <class Kind, class Take>
     SFUMATO_INLINE void each_value(int64_t word, const Take& take) const {
+        static_assert(Kind::each == Words::each && Kind::steps == Words::steps && Kind::scales == Words::scales);
         const uint32_t* scale = scales + Words::scales * (word * Words::each / 16 * kGroup);
         for (int first = 0; first < kSums; first += kTogether) {
             Kind own[kTogether];
             for (int v = 0; v < kTogether; v++)
                 own[v] = Kind(load<vu>(words + word * kGroup + (first + v) * kLanes),
-                               scale + Words::scales * (first + v) * kLanes);
+                              scale + Words::scales * (first + v) * kLanes);
             for (int i = 0; i < Words::steps; i++)
                 for (int v = 0; v < kTogether; v++) take(own[v], i, first + v);
         }
@@ -126,6 +132,13 @@ struct OneRow {
             fetch_next(next, word);
             each_value<Kind>(word, [&](const Kind& own, int i, int v) { sum[v] = own.add(sum[v], from[i], i); });
         }
+    }
+
+    SFUMATO_INLINE void add_run(vf (&sum)[kSums], const Factor* from, int64_t count, int64_t next,
+                                [[maybe_unused]] bool raised) const {
+        if constexpr (kRaised)
+            if (!raised) return add<typename Words::Unraised>(sum, from, count, next);
+        add<Words>(sum, from, count, next);
     }
 
     // The same in steps of 32 values, even and odd ones apart.
@@ -151,7 +164,7 @@ struct OneRow {
         int64_t next = (weight.values ? kGroup / 2 : kGroup) * stride;
         for (int64_t begin = 0; begin < weight.k; begin += kRun) {
             const int64_t run = weight.k - begin < kRun ? weight.k - begin : kRun;
-            const bool exact = take(from + begin / (kApart ? 1 : per_factor), run);
+            [[maybe_unused]] const bool raised = take(from + begin / (kApart ? 1 : per_factor), run);
             if constexpr (Words::scales > 0) turn_scales(begin, run);
             vf sum[kSums] = {};
             for (int v = 0; v < kSums && kApart; v++) sum[v] = load<vf>(c + v * kLanes);
@@ -164,10 +177,8 @@ struct OneRow {
                 const int64_t count = (some + Words::each - 1) / Words::each;
                 if constexpr (kApart)
                     add_apart(sum, x + at / per_factor, count, next);
-                else if (exact)
-                    add<Words>(sum, x + at / per_factor, count, next);
                 else
-                    add<typename Words::Exact>(sum, x + at / per_factor, count, next);
+                    add_run(sum, x + at / per_factor, count, next, raised);
             }
             for (int v = 0; v < kSums; v++) {
                 float* to = c + v * kLanes;

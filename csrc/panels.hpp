@@ -1,6 +1,6 @@
 // From a matrix in memory to what a tile reads: for 16 channels and a run of k, pairs of bf16 in
 // [k / 2][16], fp32 in [k][16], or codes with their scales (nvfp4.hpp: kCodeGroup). A bf16 matrix in
-// panels lies so already and is read in place.
+// panels lies so already and is read in place, but where so many rows use it that it is widened for them.
 #pragma once
 
 #include "kernels.hpp"
@@ -103,8 +103,9 @@ struct FourBytes {
 #endif
 };
 
-#if defined(__AVX2__)
-// Pairs of bf16 as fp32, [count / 2][16] words to twice as many. They may be the last half of where they go to.
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// Pairs of bf16 as fp32, [count / 2][16] words to twice as many. They may be the last half of where they go to: what
+// is written overtakes nothing that is still to be read.
 inline void widen_pairs(const uint32_t* from, int64_t count, uint32_t* to) {
     for (int64_t i = 0; i < count / 2; i++, from += kPanel, to += 2 * kPanel) {
         vu pairs[kVectors];
@@ -150,10 +151,12 @@ inline void raise_bytes(const uint8_t* const* rows, int64_t begin, int64_t count
 enum class As { pairs, floats, codes };
 
 // Whether so many rows have a panel in fp32. NVFP4 is had so as fast as in pairs of bf16. To widen others' pairs costs
-// as much as four tiles save by it.
+// more than three tiles save by it, and less than four.
 SFUMATO_INLINE bool decodes_to_floats([[maybe_unused]] const Matrix& w, [[maybe_unused]] int64_t rows) {
-#if defined(__AVX2__)
-    return w.format == Format::nvfp4_rows || (kLanes == 8 && rows >= 24);
+#if defined(__AVX512F__)
+    return w.format == Format::nvfp4_rows;
+#elif defined(__AVX2__)
+    return w.format == Format::nvfp4_rows || rows >= 4 * kTileRows;
 #else
     return false;
 #endif
@@ -184,16 +187,18 @@ struct PanelRows {
     }
 };
 
-// What tiles read for panel `panel` and k in [begin, begin + count); `room` holds count * 16 words. Floats
+// What tiles read for panel `panel` and k in [begin, begin + count); `room` holds count * 16 words, of which pairs take
+// half. Floats
 // are to be had where `decodes_to_floats`, codes where `narrows` (narrow.hpp).
 template <As kAs = As::pairs>
 inline const uint32_t* panel_words(const Matrix& w, int64_t panel, int64_t begin, int64_t count,
                                    uint32_t* room) {
-#if defined(__AVX2__)
-    if (kAs == As::floats && w.format != Format::nvfp4_rows) {
-        widen_pairs(panel_words(w, panel, begin, count, room + count / 2 * kPanel), count, room);
-        return room;
-    }
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    if constexpr (kAs == As::floats)
+        if (w.format != Format::nvfp4_rows) {
+            widen_pairs(panel_words(w, panel, begin, count, room + count / 2 * kPanel), count, room);
+            return room;
+        }
 #endif
     if (w.format == Format::bf16_panels)
         return (const uint32_t*)w.data + (panel * (w.k / 2) + begin / 2) * kPanel;

@@ -16,11 +16,13 @@ constexpr bool kPairedActivations = false;
 #endif
 
 // The odd values of pairs of bf16. AVX2's tile has sums in 12 of 16 registers: a mask that takes another
-// for itself drives some of them to memory in every step, so it stays there instead. By its address: beside
-// an operand in memory GCC keeps no sum in a register across steps, and stores all of them in each.
+// for itself drives some of them to memory in every step, so it stays there instead. By its address: beside an
+// operand in memory GCC 12 moves no store of a sum out of the loop, and writes all of them in every step. That no
+// operand says what is read is right only as it is constant.
 SFUMATO_INLINE vf odd_of(vu pairs) {
 #if defined(__AVX2__) && !defined(__AVX512F__) && defined(__GNUC__)
-    static const vu high = vu{} + 0xffff0000u;
+    static constexpr vu high = {0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u,
+                                0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u};
     vu odd;
     asm("vpand (%2), %1, %0" : "=x"(odd) : "x"(pairs), "r"(&high));
     return (vf)odd;

@@ -2,8 +2,7 @@
 //
 // Each kind tells how many values a word holds (`each`), in how many steps they are multiplied (`steps`) with
 // factors of which type, how many 32-bit numbers stand for a group's scale (`scales`), and adds step `i` to a sum, x
-// being its activations: one in fp32, or two in bf16, times `unit`. Activations that lose something by that go by
-// way of `Exact`.
+// being its activations: one in fp32, or two in bf16.
 #pragma once
 
 #include "panels.hpp"
@@ -23,9 +22,7 @@ SFUMATO_INLINE __m256i highest(__m256i words, int i) {
 
 struct SingleBytes {  // four values in 8 bits, which have scales of their rows
     typedef float Factor;
-    typedef SingleBytes Exact;
     static constexpr int each = 4, steps = 4, scales = 0;
-    static constexpr float unit = 1;
     FourBytes values;
 
     SFUMATO_INLINE SingleBytes() : values(vu{}) {}
@@ -35,11 +32,12 @@ struct SingleBytes {  // four values in 8 bits, which have scales of their rows
 };
 
 #if !defined(__AVX512F__)
-// The same with a byte in its word's highest place, 2^24 times too large: one instruction where a shift there and
-// back takes two. The activations make it good, where that is exact.
+// The same with each byte in its word's highest place, 2^24 times too large: four instructions for a word's, where
+// shifts there and back take seven. Activations times `unit` make that good; those that lose something by it go by
+// way of `Unraised`.
 struct RaisedBytes {
     typedef float Factor;
-    typedef SingleBytes Exact;
+    typedef SingleBytes Unraised;
     static constexpr int each = 4, steps = 4, scales = 0;
     static constexpr float unit = 0x1p-24f;
     __m256i words;
@@ -57,9 +55,7 @@ struct RaisedBytes {
 // The same as pairs of bf16.
 struct PairedBytes {
     typedef uint32_t Factor;
-    typedef PairedBytes Exact;
     static constexpr int each = 4, steps = 2, scales = 0;
-    static constexpr float unit = 1;
     FourBytes values;
 
     SFUMATO_INLINE PairedBytes() : values(vu{}) {}
@@ -74,9 +70,7 @@ struct PairedBytes {
 // Eight codes of NVFP4, one by one.
 struct SingleCodes {
     typedef float Factor;
-    typedef SingleCodes Exact;
     static constexpr int each = 8, steps = 8, scales = 1;
-    static constexpr float unit = 1;
     vf scale;
 
     SingleCodes() = default;
@@ -118,9 +112,7 @@ struct SingleCodes {
 // The same as pairs of bf16 (code_pairs.hpp).
 struct PairedCodes {
     typedef uint32_t Factor;
-    typedef PairedCodes Exact;
     static constexpr int each = 8, steps = 4, scales = 2;
-    static constexpr float unit = 1;
     vu words;
     PairScale scale;
 
@@ -136,9 +128,7 @@ struct PairedCodes {
 
 struct PairedHalves {
     typedef uint32_t Factor;
-    typedef PairedHalves Exact;
     static constexpr int each = 2, steps = 1, scales = 0;
-    static constexpr float unit = 1;
     vu words;
 
     PairedHalves() = default;
@@ -152,9 +142,7 @@ struct PairedHalves {
 // Two values in bf16.
 struct SingleHalves {
     typedef float Factor;
-    typedef SingleHalves Exact;
     static constexpr int each = 2, steps = 2, scales = 0;
-    static constexpr float unit = 1;
     vu words;
 
     SingleHalves() = default;

@@ -15,7 +15,8 @@ from sfumato.ops.kernels import Kernels, choose, give, instruction_sets
 from sfumato.ops.linear import linear, reference
 from sfumato.ops.route import reference as route_reference
 from sfumato.ops.route import route
-from sfumato.ops.weight import nvfp4, rows
+from sfumato.ops.weight import int8, nvfp4, rows
+from sfumato.quant.int8 import quantise_rows
 from sfumato.quant.nvfp4 import Nvfp4Tensor, decode
 
 
@@ -62,6 +63,25 @@ def test_subnormals_may_be_switched_off(kernels: Kernels) -> None:
         torch.set_flush_denormal(False)
     assert supported or torch.equal(found, expected)
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("exponent", [-95, -103, -110, -120])
+@pytest.mark.parametrize("flush", [False, True])
+def test_small_activations_of_a_row_alone(kernels: Kernels, flush: bool, exponent: int) -> None:
+    """Where some sets scale a row by 2^-24 for weights in 8 bits, and where that is not exact."""
+    generator = torch.Generator().manual_seed(exponent + 200)
+    weight = int8(quantise_rows(torch.randn(64, 96, generator=generator).bfloat16()))
+    x = torch.randn(30, 96, generator=generator) * 2.0**exponent
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # subnormals are switched off in this thread alone
+    torch.set_flush_denormal(flush)
+    try:
+        together, alone = linear(x, weight, kernels), linear(x[7, None], weight, kernels)
+    finally:
+        torch.set_flush_denormal(False)
+        torch.set_num_threads(before)
+    assert torch.equal(alone[0], together[7])
+    assert bool(together.any(dim=1).all())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

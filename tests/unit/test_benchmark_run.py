@@ -266,6 +266,15 @@ def test_random_norms_and_scalars_differ(part: str) -> None:
     assert max(values) < 2 * min(values)
 
 
+@pytest.mark.parametrize(("takes", "count"), [(30.0, 2), (1.0, 5), (0.001, 50)])
+def test_what_takes_long_is_not_repeated_for_minutes(
+    monkeypatch: pytest.MonkeyPatch, takes: float, count: int
+) -> None:
+    monkeypatch.setattr(ceilings, "seconds_of", lambda _work, _device: takes)
+    effort = Effort(repeats=50, seconds=0.01)
+    assert len(list(ceilings._samples(lambda: None, CPU, effort))) == count
+
+
 def test_ceilings_are_rates() -> None:
     found = measure_ceilings(CPU, BRIEF)
     assert found.read > 0

@@ -188,8 +188,7 @@ struct PanelRows {
 };
 
 // What tiles read for panel `panel` and k in [begin, begin + count); `room` holds count * 16 words, of which pairs take
-// half. Floats
-// are to be had where `decodes_to_floats`, codes where `narrows` (narrow.hpp).
+// half. Floats are to be had where `decodes_to_floats`, codes where `narrows` (narrow.hpp).
 template <As kAs = As::pairs>
 inline const uint32_t* panel_words(const Matrix& w, int64_t panel, int64_t begin, int64_t count,
                                    uint32_t* room) {

@@ -32,7 +32,7 @@ import torch
 from sfumato.api import SMALL_FOLDER, load
 from sfumato.benchmark.passes import Passes, random_ids
 from sfumato.benchmark.statistics import ratio_of_medians, summarise
-from sfumato.benchmark.timing import Effort, seconds_of, watching
+from sfumato.benchmark.timing import Effort, alternate, seconds_of, watching
 from sfumato.errors import InputError, SfumatoError
 from sfumato.evaluation.facts import gather
 from sfumato.evaluation.files import check_target, write_text
@@ -116,19 +116,6 @@ def pairs(network: DiffusionGemma, theirs: Any, context: int) -> dict[str, Pair]
         ),
         "whole step": (lambda: ours.whole_steps(steps).seconds.median, loop),
     }
-
-
-def alternate(pair: Pair, rounds: int) -> tuple[list[float], list[float]]:
-    """Seconds of both over `rounds`, after one that is not counted."""
-    ours: list[float] = []
-    theirs: list[float] = []
-    for turn in range(rounds + 1):
-        order = ((pair[0], ours), (pair[1], theirs))
-        for measure, kept in order if turn % 2 else reversed(order):
-            seconds = measure()
-            if turn:
-                kept.append(seconds)
-    return ours, theirs
 
 
 def commit() -> str:

@@ -12,6 +12,7 @@ from benchmarks import against_transformers as against
 from benchmarks import random_checkpoint
 
 from sfumato.benchmark.shapes import RandomWeights
+from sfumato.benchmark.timing import alternate
 from sfumato.config.parse import load_config
 from sfumato.config.quantisation import load_quantisation
 from sfumato.errors import InputError
@@ -32,7 +33,7 @@ def test_both_take_turns_at_being_first() -> None:
         order.append(name)
         return float(len(order))
 
-    ours, theirs = against.alternate((lambda: one("a"), lambda: one("b")), 3)
+    ours, theirs = alternate((lambda: one("a"), lambda: one("b")), 3)
     assert "".join(order) == "ba" + "ab" + "ba" + "ab"
     assert ours == [3.0, 6.0, 7.0]
     assert theirs == [4.0, 5.0, 8.0]

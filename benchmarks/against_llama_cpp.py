@@ -4,7 +4,7 @@ Usage: python benchmarks/against_llama_cpp.py CHECKPOINT GGUF [--threads N] [--r
            [--prompts N ...] [--tokens N] [--activations int8] [--output FILE]
 
 CHECKPOINT is a folder by benchmarks/random_checkpoint.py, GGUF a file of the same shape by
-benchmarks/random_gguf.py. llama.cpp is the one inside the package xllamacpp (`pip install
+benchmarks/random_gguf.py. llama.cpp is the one inside the package xllamacpp (`pip install gguf
 xllamacpp`); it knows Gemma 4, whose layers DiffusionGemma has, and not the decoder around them. So
 what both do is compared: reading a prompt, with the head on its last position, and writing tokens
 left to right after the shortest prompt, without sampling. llama.cpp's times are its own account,
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -29,15 +28,16 @@ from sfumato import load  # before torch: waiting threads then wait as in the co
 import torch
 
 from sfumato.benchmark.passes import random_ids
-from sfumato.benchmark.statistics import ratio_of_medians, summarise
-from sfumato.benchmark.timing import alternate, seconds_of, watching
+from sfumato.benchmark.peers import Pair, commit, compare_parts, table, whole
+from sfumato.benchmark.timing import seconds_of
+from sfumato.config.model import TextConfig
 from sfumato.errors import InputError, SfumatoError
 from sfumato.evaluation.facts import gather
 from sfumato.evaluation.files import check_target, write_text
 from sfumato.model.diffusion_gemma import DiffusionGemma
 
 SPECIAL = 260  # ids below are control tokens and bytes in benchmarks/random_gguf.py's vocabulary
-Pair = tuple[Callable[[], float], Callable[[], float]]
+PEER = "llama_cpp"
 
 
 class LlamaCpp:
@@ -127,33 +127,45 @@ def pairs(
     return found
 
 
-def commit() -> str:
-    """The commit of the working tree, with a mark if it has changes."""
-    folder = Path(__file__).resolve().parent
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+def check_same(text: TextConfig, file: Path) -> None:
+    """Raise InputError if the file is of another shape: it would be another amount of work."""
+    try:
+        from gguf import GGUFReader
+    except ImportError as error:
+        raise InputError("gguf is not here", hint="run: pip install gguf") from error
+    try:
+        reader = GGUFReader(file)
+    except (ValueError, IndexError) as error:
+        raise InputError(f"{file} is no GGUF file") from error
+    tables = [one.shape for one in reader.tensors if one.name == "token_embd.weight"]
+    found = {"vocabulary": int(tables[0][1]) if tables else None}
+    expected = {
+        "vocabulary": text.vocab_size,
+        "block_count": len(text.layers),
+        "embedding_length": text.hidden_size,
+        "feed_forward_length": text.intermediate_size,
+        "expert_count": text.num_experts,
+        "expert_used_count": text.top_k_experts,
+        "expert_feed_forward_length": text.moe_intermediate_size,
+    }
+    for name, value in expected.items():
+        if field := reader.fields.get(f"gemma4.{name}"):
+            found[name] = int(field.contents())
+        if found.get(name) != value:
+            raise InputError(
+                f"{file} has another {name}: {found.get(name)}, and the checkpoint {value}",
+                hint="write one of the same shape: benchmarks/random_gguf.py",
+            )
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Both programs: the report as JSON values."""
     model = load(options.checkpoint, activations=options.activations)
-    facts = gather(model, str(options.checkpoint), commit())
+    facts = gather(model, str(options.checkpoint), commit(__file__))
     context = max(options.prompts) + options.tokens + 8
+    check_same(model.network.config.text, options.gguf)
     theirs = LlamaCpp(options.gguf, options.threads, context)
-    rows = []
-    for name, pair in pairs(model.network, theirs, options.prompts, options.tokens).items():
-        with watching(model.network.device) as watch:
-            ours, others = alternate(pair, options.rounds)
-        rows.append(
-            {
-                "part": name,
-                "sfumato_seconds": vars(summarise(ours)),
-                "llama_cpp_seconds": vars(summarise(others)),
-                "ratio": vars(ratio_of_medians(others, ours)),
-                "others_cores": watch.others_cores,
-            }
-        )
+    parts = pairs(model.network, theirs, options.prompts, options.tokens)
     return {
         "schema": 1,
         "kind": "against_llama_cpp",
@@ -163,13 +175,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "gguf_bytes": options.gguf.stat().st_size,
         "activations": options.activations,
         "rounds": options.rounds,
-        "results": rows,
+        "results": compare_parts(parts, options.rounds, model.network.device, PEER),
     }
 
 
 def tell(report: dict[str, Any]) -> str:
     """The report for people."""
-    header = f"{'':28}{'sfumato ms':>12}{'llama.cpp ms':>14}{'ratio':>8}  95 %"
     what = (
         f"{report['model']} in {report['dtype']}, kernels {report['kernels'] or 'none'}, "
         f"activations {report['activations'] or 'as they are'}; "
@@ -180,15 +191,7 @@ def tell(report: dict[str, Any]) -> str:
         f"{report['sfumato']} (commit {report['commit']}), torch {report['torch']}, "
         f"{report['date']}"
     )
-    lines = [what, where, header]
-    for row in report["results"]:
-        ours, theirs = (1e3 * row[f"{who}_seconds"]["median"] for who in ("sfumato", "llama_cpp"))
-        ratio, load = row["ratio"], row["others_cores"]
-        busy = "" if load is None or load < 0.1 else f"  others took {load:.1f} cores"
-        figures = f"{ours:>12.1f}{theirs:>14.1f}{ratio['value']:>8.2f}"
-        interval = f"{ratio['low']:.2f}-{ratio['high']:.2f}"
-        lines.append(f"{row['part']:28}{figures}  {interval}{busy}")
-    return "\n".join(lines)
+    return "\n".join([what, where, *table(report["results"], PEER, "llama.cpp")])
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -198,22 +201,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("gguf", type=Path)
-    parser.add_argument("--threads", type=_whole(4096), default=2)
-    parser.add_argument("--rounds", type=_whole(10_000), default=3)
-    parser.add_argument("--prompts", type=_whole(1 << 16), nargs="+", default=[32, 256, 1024])
-    parser.add_argument("--tokens", type=_whole(4096), default=16)
+    parser.add_argument("--threads", type=whole(4096), default=2)
+    parser.add_argument("--rounds", type=whole(10_000), default=3)
+    parser.add_argument("--prompts", type=whole(1 << 16), nargs="+", default=[32, 256, 1024])
+    parser.add_argument("--tokens", type=whole(4096), default=16)
     parser.add_argument("--activations", choices=("int8",))
     parser.add_argument("--output", type=Path)
     return parser.parse_args(arguments)
-
-
-def _whole(most: int) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        if not (text.isascii() and text.isdigit() and 1 <= int(text[:12]) <= most):
-            raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {most}")
-        return int(text)
-
-    return number
 
 
 def main(arguments: Sequence[str]) -> int:

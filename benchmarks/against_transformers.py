@@ -31,8 +31,9 @@ import torch
 
 from sfumato.api import SMALL_FOLDER, load
 from sfumato.benchmark.passes import Passes, random_ids
-from sfumato.benchmark.statistics import ratio_of_medians, summarise
-from sfumato.benchmark.timing import Effort, alternate, seconds_of, watching
+from sfumato.benchmark.peers import Pair, commit, compare_parts, table, whole
+from sfumato.benchmark.statistics import summarise
+from sfumato.benchmark.timing import Effort, seconds_of
 from sfumato.errors import InputError, SfumatoError
 from sfumato.evaluation.facts import gather
 from sfumato.evaluation.files import check_target, write_text
@@ -40,7 +41,7 @@ from sfumato.model.diffusion_gemma import DiffusionGemma
 
 Work = Callable[[], object]
 STEPS = 4  # of a loop, the first of which is left out
-Pair = tuple[Callable[[], float], Callable[[], float]]
+PEER = "transformers"
 
 
 class Clock:
@@ -118,14 +119,6 @@ def pairs(network: DiffusionGemma, theirs: Any, context: int) -> dict[str, Pair]
     }
 
 
-def commit() -> str:
-    """The commit of the working tree, with a mark if it has changes."""
-    folder = Path(__file__).resolve().parent
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
-
-
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Both programs on one checkpoint: the report as JSON values."""
     import transformers
@@ -138,23 +131,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         activations=options.activations,
     )
     network = model.network
-    facts = gather(model, str(folder), commit())
+    facts = gather(model, str(folder), commit(__file__))
     theirs = reference(options.reference or folder, network.dtype, network.device)
     _check_same(network, theirs)
-    rows = []
-    for name, pair in pairs(network, theirs, options.context).items():
-        with watching(network.device) as watch:
-            ours, others = alternate(pair, options.rounds)
-        ratio = ratio_of_medians(others, ours)
-        rows.append(
-            {
-                "part": name,
-                "sfumato_seconds": vars(summarise(ours)),
-                "transformers_seconds": vars(summarise(others)),
-                "ratio": vars(ratio),
-                "others_cores": watch.others_cores,
-            }
-        )
+    parts = pairs(network, theirs, options.context)
     return {
         "schema": 1,
         "kind": "against_transformers",
@@ -163,7 +143,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "reference": str(options.reference or folder),
         "context": options.context,
         "rounds": options.rounds,
-        "results": rows,
+        "results": compare_parts(parts, options.rounds, network.device, PEER),
         "llama_cpp": llama(options),
     }
 
@@ -206,17 +186,7 @@ def tell(report: dict[str, Any]) -> str:
     if report["reference"] != report["model"]:
         what += f"transformers on {report['reference']}, "
     what += f"kernels {report['kernels'] or 'none: torch alone'}"
-    header = f"{'':32}{'sfumato ms':>12}{'transformers ms':>17}{'ratio':>8}  95 %"
-    lines = [what, where, header]
-    for row in report["results"]:
-        ours, theirs = (
-            1e3 * row[f"{who}_seconds"]["median"] for who in ("sfumato", "transformers")
-        )
-        ratio, load = row["ratio"], row["others_cores"]
-        busy = "" if load is None or load < 0.1 else f"  others took {load:.1f} cores"
-        interval = f"{ratio['low']:.2f}-{ratio['high']:.2f}"
-        figures = f"{ours:>12.2f}{theirs:>17.2f}{ratio['value']:>8.2f}"
-        lines.append(f"{row['part']:32}{figures}  {interval}{busy}")
+    lines = [what, where, *table(report["results"], PEER, PEER)]
     if report["llama_cpp"] is not None:
         seconds = report["llama_cpp"]["seconds"]["median"]
         lines.append(
@@ -236,7 +206,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         ("rounds", 7, 10_000),
         ("context", 32, 1 << 20),
     ):
-        parser.add_argument(f"--{name}", type=_whole(most), default=default)
+        parser.add_argument(f"--{name}", type=whole(most), default=default)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--reference", type=Path)
@@ -251,15 +221,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     if found.arguments and found.llama_cpp is None:
         parser.error("what stands after -- is for --llama-cpp")
     return found
-
-
-def _whole(most: int) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        if not (text.isascii() and text.isdigit() and 1 <= int(text[:12]) <= most):
-            raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {most}")
-        return int(text)
-
-    return number
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -36,6 +35,7 @@ from sfumato.benchmark import counting
 from sfumato.benchmark.ceilings import measure_ceilings
 from sfumato.benchmark.counting import denoise_work, total
 from sfumato.benchmark.passes import Passes, random_ids
+from sfumato.benchmark.peers import alternate, commit, whole
 from sfumato.benchmark.report import duration
 from sfumato.benchmark.run import bytes_a_value, stored_bytes
 from sfumato.benchmark.shapes import RandomWeights, named_shape
@@ -211,15 +211,8 @@ ROWS = Bar(f"at most {MOST_COST} times", 0.0)  # of a time, and not of the ceili
 def in_turns(
     left: Callable[[], object], right: Callable[[], object], repeats: int
 ) -> tuple[list[float], list[float]]:
-    """Seconds of both, after one round that is not counted; each goes first in every other one."""
-    found: tuple[list[float], list[float]] = ([], [])
-    pairs = list(zip((left, right), found, strict=True))
-    for turn in range(repeats + 1):
-        for work, samples in pairs if turn % 2 else reversed(pairs):
-            seconds = seconds_of(work, CPU)
-            if turn:
-                samples.append(seconds)
-    return found
+    """Seconds of both, as `alternate` gives them."""
+    return alternate((partial(seconds_of, left, CPU), partial(seconds_of, right, CPU)), repeats)
 
 
 def projections(bench: Bench) -> Iterator[Line]:
@@ -413,23 +406,12 @@ def measured_lines(bench: Bench, names: Sequence[str]) -> Iterator[Line]:
 
 def title(model: Model, name: str) -> str:
     """What is measured, on what and when."""
-    facts = gather(model, name, commit())
+    facts = gather(model, name, commit(__file__))
     return (
         f"{facts.model} in {facts.dtype}; {facts.processor}, {facts.threads} threads of "
         f"{facts.cores} cores, kernels {facts.kernels or 'none: torch alone'}, torch "
         f"{facts.torch}, sfumato {facts.sfumato} (commit {facts.commit}), {facts.date}"
     )
-
-
-def commit() -> str:
-    """The commit of the working tree, with a mark if it has changes."""
-    folder = Path(__file__).resolve().parent
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError:  # there is no git
-        return "unknown"
-    return done.stdout.strip() or "unknown"
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -439,7 +421,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("checkpoint", nargs="?", type=Path)
     for name, most in (("threads", 4096), ("repeats", 10_000), ("long", 1 << 20)):
-        parser.add_argument(f"--{name}", type=partial(_whole, most))
+        parser.add_argument(f"--{name}", type=whole(most))
     parser.set_defaults(threads=2, repeats=7, long=LONG)
     parser.add_argument("--only", nargs="+", default=list(LINES), metavar="NAME")
     parser.add_argument("--output", type=Path)
@@ -452,12 +434,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     if found.output is not None:
         check_target(found.output)
     return found
-
-
-def _whole(most: int, text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:12]) <= most):
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {most}")
-    return int(text)
 
 
 @torch.inference_mode()

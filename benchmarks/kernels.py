@@ -10,7 +10,6 @@ needs them so. For processors without bf16 arithmetic torch in bfloat16 takes mi
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sfumato.benchmark.peers import commit
 from sfumato.benchmark.statistics import Ratio, ratio_of_medians
 from sfumato.cli.machine import look_at_machine
 from sfumato.ops.attention import attention
@@ -173,17 +173,6 @@ def compare(case: Case, repeats: int) -> tuple[float, float, Ratio]:
     return own, other, ratio
 
 
-def _commit() -> str:
-    asked = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return asked.stdout.strip() or "unknown"
-
-
 def main(arguments: list[str]) -> int:
     """Print the table; 2 where there are no kernels."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -202,7 +191,7 @@ def main(arguments: list[str]) -> int:
     machine, today = look_at_machine(Path.home()), datetime.now(UTC).date()
     print(
         f"{machine.processor}, {options.threads} threads, {kernels.name}, "
-        f"torch {torch.__version__} in {options.dtype}, commit {_commit()}, {today}"
+        f"torch {torch.__version__} in {options.dtype}, commit {commit(__file__)}, {today}"
     )
     print("| work | GFLOP/s | torch | ratio | 95 % |\n| --- | ---: | ---: | ---: | --- |")
     for family in (products, mixtures, heads, mixes):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -62,7 +63,13 @@ class Packer:
         """`rows` of `columns` values as bytes [rows, bytes], and the format they have."""
         types = self.gguf.GGMLQuantizationType
         block, _ = self.gguf.GGML_QUANT_SIZES[types[kind]]
-        found = types[SHORT[kind] if columns % block else kind]
+        name = kind if columns % block == 0 else SHORT.get(kind)
+        if name is None:
+            raise InputError(
+                f"{kind} has blocks of {block} values, and {columns} is no multiple of that",
+                hint="choose other --weights",
+            )
+        found = types[name]
         block, size = self.gguf.GGML_QUANT_SIZES[found]
         values = self._random.standard_normal((REPEATED, columns), np.float32) * columns**-0.5
         packed = np.zeros((REPEATED, columns // block * size), np.uint8)
@@ -164,7 +171,12 @@ def describe(writer: Any, text: TextConfig) -> None:
 
 
 def write(target: Path, text: TextConfig, weights: str) -> None:
-    """Write the file; what is there is replaced."""
+    """Write the file; what is there is replaced.
+
+    Raises InputError for a shape of one kind of layers alone, or with rows that `weights` has not.
+    """
+    if len({layer.is_sliding for layer in text.layers}) != 2:
+        raise InputError("the shape has one kind of layers", hint="choose a longer one: released:4")
     packer = Packer()
     part = target.with_name(f"{target.name}.part")
     writer = packer.gguf.GGUFWriter(str(part), "gemma4")
@@ -196,6 +208,8 @@ def write(target: Path, text: TextConfig, weights: str) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
     part.replace(target)
 
 

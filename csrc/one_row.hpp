@@ -134,6 +134,7 @@ struct OneRow {
         }
     }
 
+    // The same, with raised words where their activations could be had.
     SFUMATO_INLINE void add_run(vf (&sum)[kSums], const Factor* from, int64_t count, int64_t next,
                                 [[maybe_unused]] bool raised) const {
         if constexpr (kRaised)

@@ -11,8 +11,8 @@ import pytest
 from benchmarks import against_transformers as against
 from benchmarks import random_checkpoint
 
+from sfumato.benchmark import peers
 from sfumato.benchmark.shapes import RandomWeights
-from sfumato.benchmark.timing import alternate
 from sfumato.config.parse import load_config
 from sfumato.config.quantisation import load_quantisation
 from sfumato.errors import InputError
@@ -33,7 +33,7 @@ def test_both_take_turns_at_being_first() -> None:
         order.append(name)
         return float(len(order))
 
-    ours, theirs = alternate((lambda: one("a"), lambda: one("b")), 3)
+    ours, theirs = peers.alternate((lambda: one("a"), lambda: one("b")), 3)
     assert "".join(order) == "ba" + "ab" + "ba" + "ab"
     assert ours == [3.0, 6.0, 7.0]
     assert theirs == [4.0, 5.0, 8.0]
@@ -104,7 +104,7 @@ def test_a_reference_of_another_shape_is_refused() -> None:
 
 def test_the_commit_is_named() -> None:
     if (ROOT / ".git").exists():
-        assert len(against.commit()) >= 7
+        assert len(peers.commit(against.__file__)) >= 7
 
 
 def test_random_checkpoints_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

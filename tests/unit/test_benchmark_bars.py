@@ -13,7 +13,7 @@ from benchmarks.bars import NO, OTHER, UNKNOWN, YES, Bar, Bench, Line
 from torch import Tensor
 
 from sfumato.api import Model
-from sfumato.benchmark import ceilings
+from sfumato.benchmark import ceilings, peers
 from sfumato.benchmark.shapes import named_shape, random_model
 from sfumato.benchmark.statistics import summarise
 from sfumato.benchmark.timing import Effort, Timing
@@ -302,4 +302,4 @@ def test_a_context_that_the_model_cannot_have_is_refused_first(bench: Bench) -> 
 
 def test_without_git_the_commit_is_unknown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert bars.commit() == "unknown"
+    assert peers.commit(__file__) == "unknown"

@@ -105,7 +105,7 @@ def test_both_read_the_same_prompts_and_the_table_tells_it(llama: against.LlamaC
     names = "model dtype kernels activations gguf llama_cpp processor threads cores sfumato commit"
     facts = dict.fromkeys(f"{names} torch date".split(), "x")
     told = against.tell({**facts, "gguf_bytes": 10**9, "results": [row]})
-    assert told.splitlines()[-1].split()[3:7] == ["2.0", "4.0", "2.00", "1.50-2.50"]
+    assert told.splitlines()[-1].split()[3:7] == ["2.00", "4.00", "2.00", "1.50-2.50"]
     assert "others took 0.5 cores" in told
 
 
@@ -123,6 +123,14 @@ def test_a_layer_has_the_matrices_of_the_network() -> None:
             if f"layers.{index}." in name and weight.ndim >= 2
         ]
         assert count == sum(weight.numel() for weight in own)
+
+
+def test_a_shape_of_one_kind_of_layers_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert random_gguf.main([str(tmp_path / "out.gguf"), "released:1"]) == 1
+    assert "one kind of layers" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_more_bits_go_where_llama_cpp_spends_them() -> None:
@@ -150,6 +158,16 @@ def test_llama_cpp_itself_reads_what_is_written(tmp_path: Path, weights: str) ->
     )
     text = replace(tiny_config(shape).text, intermediate_size=128)
     random_gguf.write(tmp_path / "model.gguf", text, weights)
+    against.check_same(text, tmp_path / "model.gguf")
+    with pytest.raises(InputError, match="another expert_count: 4, and the checkpoint 8"):
+        against.check_same(replace(text, num_experts=8), tmp_path / "model.gguf")
+    with pytest.raises(InputError, match="another vocabulary: 600, and the checkpoint 700"):
+        against.check_same(replace(text, vocab_size=700), tmp_path / "model.gguf")
+    (tmp_path / "other.gguf").write_bytes(b"no model at all, but some bytes")
+    with pytest.raises(InputError, match="is no GGUF file"):
+        against.check_same(text, tmp_path / "other.gguf")
+    with pytest.raises(InputError, match="choose other --weights"):
+        random_gguf.Packer().matrix("NVFP4", 4, 96)
     theirs = against.LlamaCpp(tmp_path / "model.gguf", 2, 64)
     assert theirs.prompt(list(range(300, 340))) > 0
     assert theirs.token(list(range(300, 310)), 4) > 0

@@ -79,24 +79,6 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - begun
 
 
-def alternate(
-    pair: tuple[Callable[[], float], Callable[[], float]], rounds: int
-) -> tuple[list[float], list[float]]:
-    """The seconds that both tell over `rounds`, after one that is not counted.
-
-    Each goes first in every other round.
-    """
-    left: list[float] = []
-    right: list[float] = []
-    for turn in range(rounds + 1):
-        order = ((pair[0], left), (pair[1], right))
-        for work, kept in order if turn % 2 else reversed(order):
-            seconds = work()
-            if turn:
-                kept.append(seconds)
-    return left, right
-
-
 def settle(device: torch.device) -> None:
     """Wait until `device` has done what it was given."""
     if device.type == "cuda":
